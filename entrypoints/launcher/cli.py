@@ -1,0 +1,147 @@
+"""The command line of every image: `serve` (also for flags alone), `health`, or any other program.
+
+    docker run IMAGE                      serve with the image's defaults and the environment
+    docker run IMAGE --port 9000          flags alone mean serve
+    docker run IMAGE serve --dry-run      print every decision and start nothing
+    docker run IMAGE bash                 any other word is a program to run
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from launcher import __version__, checks, facts, plan, settings
+from launcher.errors import BadUsage, LaunchError, Unavailable, did_you_mean
+
+COMMANDS = ("serve", "health")
+
+
+def resolve(argv: Sequence[str]) -> list[str]:
+    """Flags alone mean `serve`; an unknown word is a program to run."""
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("--help", "-h", "--version")):
+        return ["serve", *argv]
+    return list(argv)
+
+
+def main() -> None:
+    """Entry point: turns LaunchError into its message and exit code, and nothing into a traceback."""
+    argv = resolve(sys.argv[1:])
+    try:
+        if argv[0] in COMMANDS or argv[0].startswith("-"):
+            cli.main(argv, prog_name="launch")
+        become(argv)
+    except LaunchError as error:
+        print(f"ERROR [launch] {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def become(argv: Sequence[str]) -> None:
+    """Replace this process with another program. Raises BadUsage when there is none of that name."""
+    try:
+        os.execvp(argv[0], list(argv))  # noqa: S606 - the very point
+    except OSError as error:
+        hint = did_you_mean(argv[0], list(COMMANDS))
+        raise BadUsage(f"{argv[0]} is no command of the launcher and no program that can be run here ({error.strerror}).{hint}") from None
+
+
+def setting_options(command: click.Command) -> click.Command:
+    """Give a command one option for each setting, read from its environment variable when absent."""
+    for setting in reversed(settings.SETTINGS):
+        kind = click.Choice(setting.choices) if setting.choices else setting.kind
+        option = click.Option(
+            [f"--{setting.name.replace('_', '-')}"],
+            type=kind,
+            default=setting.default,
+            envvar=setting.variable,
+            show_default=setting.default is not None,
+            show_envvar=True,
+            help=setting.help,
+        )
+        command.params.insert(0, option)
+    return command
+
+
+def read(options: dict[str, Any], extra: Sequence[str] = ()) -> settings.Settings:
+    """All settings, from click's options and the environment. Raises Refused."""
+    settings.check_names(os.environ)
+    secrets = settings.read_secrets(os.environ)
+    return settings.Settings(**options, args=settings.engine_args(os.environ), extra=tuple(extra), secrets=secrets)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Start and watch an LLM engine. Any other word is run as a program."""
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--dry-run", is_flag=True, help="Print the whole decision and start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print it as JSON.")
+@click.pass_context
+def serve(context: click.Context, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Serve the model. Flags that are not listed here go to the engine as they are."""
+    chosen = read(options, context.args)
+    decided = plan.make(chosen, facts.load(chosen.image), os.environ)
+    passed = checks.run(decided)
+    if dry_run:
+        click.echo(show_json(decided, passed) if as_json else show(decided, passed))
+        return
+    for line in show(decided, passed).splitlines():
+        print(f"INFO [launch] {line}", file=sys.stderr)
+    from launcher import supervise  # not needed to refuse or to explain
+
+    sys.exit(supervise.run(decided, dict(chosen.secrets)))
+
+
+@cli.command()
+@click.option("--ready", is_flag=True, help="Also ask for the model and for one token.")
+def health(ready: bool, **options: Any) -> None:
+    """Live: the server answers. With --ready: it lists its model and generates a token."""
+    from launcher.engines import ENGINES
+    from launcher.probe import Server, State
+
+    chosen = read(options)
+    server = Server(ENGINES[facts.load(chosen.image).engine], chosen.port, chosen.secrets.get("LAUNCH_API_KEY"))
+    server.live()
+    if ready:
+        if State(chosen.port).read() == "draining":
+            raise Unavailable("draining: no new requests are taken")
+        server.token(server.model())
+    click.echo("ready" if ready else "live")
+
+
+def show(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
+    """The plan for people: one decision a line, the command so that it can be pasted; secrets stay hidden."""
+    lines = [
+        f"image     {decided.image}: {decided.engine} {decided.version}",
+        f"role      {decided.role} ({decided.rule})",
+        f"model     {decided.model}, shown as {decided.model_name}",
+        *(f"check     {line}" for line in passed),
+        *(f"env       {name}={shlex.quote(value)}" for name, value in shown_environment(decided).items()),
+        f"command   {shlex.join(decided.command)}",
+    ]
+    return "\n".join(lines)
+
+
+def show_json(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
+    """The plan for programs."""
+    import json
+    from dataclasses import asdict
+
+    shown = {**asdict(decided), "environment": shown_environment(decided), "checks": list(passed)}
+    return json.dumps(shown, indent=2)
+
+
+def shown_environment(decided: plan.LaunchPlan) -> dict[str, str]:
+    """Added variables with secrets blanked."""
+    return {name: "********" if name in decided.secret_names else value for name, value in decided.environment.items()}
+
+
+setting_options(serve)
+setting_options(health)

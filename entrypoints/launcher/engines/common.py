@@ -1,0 +1,43 @@
+"""What every engine module starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be served, after all settings: sizes in tokens, times in seconds. `args` are engine flags, later ones won."""
+
+    model: str
+    model_name: str
+    port: int
+    tp: int
+    pp: int
+    max_model_len: int | None
+    max_seqs: int | None
+    drain_flag: str
+    drain_seconds: float
+    args: Mapping[str, bool | int | float | str]
+    extra: tuple[str, ...]
+    api_key: str | None
+
+
+def flags(values: Mapping[str, object], *, off: str) -> list[str]:
+    """Flags as a list of arguments. True is `--flag`; False is `--<off>flag`, or nothing where the engine has no such form.
+
+    None is left out. Every value is one argument: nothing is ever split or passed through a shell.
+    """
+    line = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        if value is True or str(value).lower() == "true":
+            line.append(f"--{name}")
+        elif value is False or str(value).lower() == "false":
+            if off:
+                line.append(f"--{off}{name}")
+        else:
+            line += [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
+    return line

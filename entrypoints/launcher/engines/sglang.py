@@ -1,0 +1,30 @@
+"""SGLang: `python3 -m sglang.launch_server`. Its own default address is 127.0.0.1:30000."""
+
+from __future__ import annotations
+
+from launcher.engines.common import Request, flags
+
+HEALTH = "/health"
+PROGRESS = "sglang:generation_tokens_total"
+RUNNING = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
+
+
+def command(request: Request) -> list[str]:
+    """`python3 -m sglang.launch_server --model-path MODEL …`; a flag that is off is left out."""
+    values: dict[str, object] = {
+        "model-path": request.model,
+        "served-model-name": request.model_name,
+        "host": "0.0.0.0",  # noqa: S104 - the container's own network; what is published is the stack's choice
+        "port": request.port,
+        "tp-size": request.tp if request.tp > 1 else None,
+        "pp-size": request.pp if request.pp > 1 else None,
+        "context-length": request.max_model_len,
+        "max-running-requests": request.max_seqs,
+        "enable-metrics": True,
+    }
+    return ["python3", "-m", "sglang.launch_server", *flags({**values, **request.args}, off=""), *request.extra]
+
+
+def environment(request: Request) -> dict[str, str]:
+    """Nothing beside the image's own."""
+    return {}

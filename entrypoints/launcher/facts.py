@@ -1,0 +1,39 @@
+"""What this image is: image.json, written when the image was rendered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.errors import Refused
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """The image's row of the catalog, resolved. `args` and `env` are defaults; `drain_flag` takes seconds."""
+
+    image: str
+    engine: str
+    release: str
+    version: str
+    precision: str
+    gpus: Mapping[str, int]
+    cuda: str
+    min_driver: str
+    drain_flag: str
+    model: str
+    model_name: str
+    args: Mapping[str, bool | int | float | str]
+    env: Mapping[str, str]
+
+
+def load(path: str) -> ImageFacts:
+    """Read image.json. Raises Refused when it is missing or is not one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return ImageFacts(**json.load(file))
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}): is this an Engine Room image? LAUNCH_IMAGE may name the file.") from None
+    except (ValueError, TypeError) as error:
+        raise Refused(f"{path} is no image.json of this launcher: {error}.") from None

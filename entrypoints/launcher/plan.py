@@ -1,0 +1,84 @@
+"""The launch plan: everything that is decided before anything starts, so that it can be printed and tested."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher import role as roles
+from launcher.engines import ENGINES, Request
+from launcher.errors import Refused
+from launcher.facts import ImageFacts
+from launcher.settings import Settings
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`."""
+
+    image: str
+    engine: str
+    version: str
+    role: str
+    rule: str
+    model: str
+    model_name: str
+    port: int
+    command: list[str]
+    environment: dict[str, str]
+    secret_names: tuple[str, ...]
+    drains: bool
+    start_seconds: float
+    drain_seconds: float
+    probe_seconds: float
+
+
+def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> LaunchPlan:
+    """Decide role, model, layout, command and environment. Raises Refused for what cannot work."""
+    role = roles.detect(settings, env)
+    model = settings.model or facts.model
+    if not model:
+        raise Refused("No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B.")
+    engine = ENGINES[facts.engine]
+    gpus = visible_gpus() if settings.gpus is None else settings.gpus
+    request = Request(
+        model=model,
+        model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],
+        port=settings.port,
+        tp=settings.tp or max(gpus, 1),
+        pp=settings.pp or settings.nodes,
+        max_model_len=settings.max_model_len,
+        max_seqs=settings.max_seqs,
+        drain_flag=facts.drain_flag,
+        drain_seconds=settings.drain_seconds,
+        args={**facts.args, **settings.args},
+        extra=settings.extra,
+        api_key=settings.secrets.get("LAUNCH_API_KEY"),
+    )
+    defaults = {name: value for name, value in facts.env.items() if name not in env}
+    secrets = engine.environment(request)
+    if "HF_TOKEN" in settings.secrets and "HF_TOKEN" not in env:
+        secrets["HF_TOKEN"] = settings.secrets["HF_TOKEN"]
+    return LaunchPlan(
+        image=facts.image,
+        engine=facts.engine,
+        version=facts.version,
+        role=role.name,
+        rule=role.rule,
+        model=request.model,
+        model_name=request.model_name,
+        port=request.port,
+        command=engine.command(request),
+        environment={**defaults, **secrets},
+        secret_names=tuple(secrets),
+        drains=bool(facts.drain_flag),
+        start_seconds=settings.start_seconds,
+        drain_seconds=settings.drain_seconds,
+        probe_seconds=settings.probe_seconds,
+    )
+
+
+def visible_gpus() -> int:
+    """GPUs whose device nodes are in this container."""
+    return len(glob.glob("/dev/nvidia[0-9]*"))

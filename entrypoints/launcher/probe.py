@@ -1,0 +1,105 @@
+"""Questions to a running server: does it live, does it know its model, does a token come out."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import tempfile
+
+from launcher.engines import Engine
+from launcher.errors import Unavailable
+
+LIVE_TIMEOUT = 10.0
+METRIC_TIMEOUT = 2.0
+TOKEN_TIMEOUT = 20.0
+
+
+class Server:
+    """The engine's HTTP server on this machine. Every method has a deadline of its own, in seconds."""
+
+    def __init__(self, engine: Engine, port: int, api_key: str | None = None) -> None:
+        """Nothing is contacted yet."""
+        self.engine = engine
+        self.port = port
+        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+    def live(self) -> None:
+        """Raises Unavailable unless the server answers its health path with 200."""
+        self._request("GET", self.engine.HEALTH, timeout=LIVE_TIMEOUT)
+
+    def model(self) -> str:
+        """The name of the served model. Raises Unavailable when none is listed."""
+        models = json.loads(self._request("GET", "/v1/models", timeout=LIVE_TIMEOUT)).get("data") or []
+        if not models:
+            raise Unavailable("/v1/models lists no model")
+        return str(models[0]["id"])
+
+    def token(self, model: str) -> None:
+        """Have one token generated. A busy server that makes progress counts: its queue may be longer than our patience.
+
+        Raises Unavailable when no token came out.
+        """
+        before = self.progress()
+        body = json.dumps({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0})
+        try:
+            self._request("POST", "/v1/completions", body, timeout=TOKEN_TIMEOUT)
+        except Unavailable:
+            after = self.progress()
+            if before is None or after is None or after <= before:
+                raise
+
+    def progress(self) -> float | None:
+        """Tokens generated so far, or None where the engine does not say."""
+        return self._metric(self.engine.PROGRESS) if self.engine.PROGRESS else None
+
+    def running(self) -> float | None:
+        """Requests running or waiting, or None where the engine does not say."""
+        found = [self._metric(name) for name in self.engine.RUNNING]
+        known = [value for value in found if value is not None]
+        return sum(known) if known else None
+
+    def _metric(self, name: str) -> float | None:
+        """Sum over all label sets of one metric of the Prometheus text format."""
+        try:
+            text = self._request("GET", "/metrics", timeout=METRIC_TIMEOUT)
+        except Unavailable:
+            return None
+        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
+
+    def _request(self, method: str, path: str, body: str | None = None, *, timeout: float) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body, self.headers)
+            response = connection.getresponse()
+            text = response.read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from None
+        finally:
+            connection.close()
+        if response.status != http.HTTPStatus.OK:
+            raise Unavailable(f"{method} {path}: {response.status} {text[:200].strip()}")
+        return text
+
+
+class State:
+    """A word on disk that `launch health` can read: the supervisor knows of a drain before the server shows it."""
+
+    def __init__(self, port: int) -> None:
+        """One state a port."""
+        self.path = os.path.join(tempfile.gettempdir(), f"launch-{port}.state")
+
+    def write(self, word: str) -> None:
+        """Replace the word in one step."""
+        with open(f"{self.path}.new", "w", encoding="utf-8") as file:
+            file.write(word)
+        os.replace(f"{self.path}.new", self.path)
+
+    def read(self) -> str:
+        """The word, or nothing when no supervisor has written one."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                return file.read()
+        except OSError:
+            return ""

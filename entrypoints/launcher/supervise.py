@@ -1,0 +1,274 @@
+"""The engine's parent: starts it, watches it, forwards signals, drains, reaps, and explains its end.
+
+An engine that ends by itself is a failure even with status 0. Nothing it started outlives it, and it does not outlive us.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+
+from launcher.engines import ENGINES
+from launcher.errors import EngineDied, LaunchError, StartTimeout, Unavailable
+from launcher.plan import LaunchPlan
+from launcher.probe import Server, State
+
+TAIL_LINES = 50
+LOADING_GRACE = 5.0  # a load can be repeated: it gets little time
+DRAIN_MARGIN = 5.0  # for an engine that drains by itself, on top of its own deadline
+WATCH_SECONDS = 5.0
+FAILURES = 3  # so many failed probes in a row are a dead engine
+TICK = 0.25
+TERMINATION_LOG = "/dev/termination-log"  # where Kubernetes reads a container's last words
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+STOP = {signal.SIGTERM, signal.SIGINT}
+FORWARD = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+WATCHED = STOP | FORWARD | {signal.SIGCHLD}
+
+
+def run(plan: LaunchPlan, secrets: dict[str, str] | None = None) -> int:
+    """Start the engine and stay until it is gone. Returns 0 when the end was asked for.
+
+    Raises EngineDied or StartTimeout otherwise.
+    """
+    return Supervisor(plan, (secrets or {}).get("LAUNCH_API_KEY")).run()
+
+
+class Supervisor:
+    """One engine process and its descendants."""
+
+    def __init__(self, plan: LaunchPlan, api_key: str | None) -> None:
+        """Nothing is started yet."""
+        self.plan = plan
+        self.server = Server(ENGINES[plan.engine], plan.port, api_key)
+        self.state = State(plan.port)
+        self.tail: collections.deque[bytes] = collections.deque(maxlen=TAIL_LINES)
+        self.ready = threading.Event()
+        self.failure: LaunchError | None = None  # written by the watch thread, read by the main loop
+        self.stops = 0
+        self.kill_at: float | None = None
+        self.terminated = False  # the engine has had its SIGTERM
+
+    def run(self) -> int:
+        """See `run` above."""
+        _prctl(PR_SET_CHILD_SUBREAPER)
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        self.began = time.monotonic()
+        self.state.write("loading")
+        self.engine = self._start()
+        pump = threading.Thread(target=self._pump, args=(self.engine.stdout,), daemon=True)
+        pump.start()
+        threading.Thread(target=self._watch, daemon=True).start()
+        status = self._loop()
+        kill_descendants()
+        pump.join(timeout=2)
+        self.state.write("stopped")
+        if self.failure:
+            raise self._with_tail(self.failure)
+        if not self.stops:
+            raise self._with_tail(EngineDied(f"The engine {_ending(status)} after {self._age()}, and nobody had asked it to end."))
+        say(f"stopped on request after {self._age()}")
+        return 0
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        def in_child() -> None:  # before exec: die with the launcher, and with the signals of an ordinary process
+            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+
+        try:
+            return subprocess.Popen(
+                self.plan.command,
+                env={**os.environ, **self.plan.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=in_child,  # safe: no other thread runs yet
+            )
+        except OSError as error:
+            raise EngineDied(f"The engine's program {self.plan.command[0]} cannot be started: {error.strerror}.") from None
+
+    def _loop(self) -> int:
+        """Handle signals, deadlines and deaths until the engine is gone; returns its wait status as a return code."""
+        while True:
+            received = signal.sigtimedwait(WATCHED, TICK)
+            if received is not None:
+                self._on_signal(signal.Signals(received.si_signo))
+            status = self._reap()
+            if status is not None:
+                return status
+            if self.failure:
+                say(f"{self.failure} Ending the engine.")
+                kill_descendants()
+            elif self.stops and not self.terminated and self._idle():
+                self._terminate()
+            if self.kill_at is not None and time.monotonic() > self.kill_at:
+                say("deadline passed: killing what is left")
+                kill_descendants()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number in FORWARD:
+            self.engine.send_signal(number)
+        elif number in STOP:
+            self.stops += 1
+            if self.stops == 1:
+                self._stop(number)
+            else:
+                say(f"{number.name} again: killing the engine")
+                kill_descendants()
+
+    def _stop(self, number: signal.Signals) -> None:
+        """First request to stop: a loading engine ends at once, a ready one finishes what it is doing."""
+        now = time.monotonic()
+        if not self.ready.is_set():
+            say(f"{number.name} while loading: ending the engine")
+            self.kill_at = now + LOADING_GRACE
+            self._terminate()
+            return
+        self.state.write("draining")
+        say(f"{number.name}: draining, {self.plan.drain_seconds:g} s at most")
+        self.kill_at = now + self.plan.drain_seconds
+        if self.plan.drains:  # the engine refuses new requests itself and ends when the last one is done
+            self.kill_at += DRAIN_MARGIN
+            self._terminate()
+
+    def _idle(self) -> bool:
+        """No request is running, as far as the engine tells."""
+        return not self.server.running()
+
+    def _terminate(self) -> None:
+        self.terminated = True
+        self.engine.send_signal(signal.SIGTERM)
+
+    def _reap(self) -> int | None:
+        """Collect every child that has ended, ours or inherited; the engine's return code once it is among them."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return self.engine.returncode
+            if pid == self.engine.pid:
+                self.engine.returncode = os.waitstatus_to_exitcode(status)
+            if pid == 0:
+                return self.engine.returncode
+
+    def _pump(self, stream: IO[bytes]) -> None:
+        """Pass the engine's output on, and keep its last lines."""
+        for line in stream:
+            self.tail.append(line)
+            with contextlib.suppress(OSError):  # nobody reads our output: the engine must not hang on that
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+
+    def _watch(self) -> None:
+        """Wait until a token comes out, then see to it that tokens keep coming out."""
+        try:
+            model = self._await_ready()
+            self._guard(model)
+        except LaunchError as error:
+            self.failure = error
+
+    def _await_ready(self) -> str:
+        last = "no answer yet"
+        while time.monotonic() - self.began < self.plan.start_seconds:
+            try:
+                self.server.live()
+                model = self.server.model()
+                self.server.token(model)
+            except Unavailable as error:
+                last = str(error)
+                time.sleep(1)
+                continue
+            self.ready.set()
+            if not self.stops:
+                self.state.write("ready")
+                say(f"ready after {self._age()}: {model} on port {self.plan.port}")
+            return model
+        raise StartTimeout(f"The engine is not ready after {self.plan.start_seconds:g} s ({last}); LAUNCH_START_SECONDS is the deadline.")
+
+    def _guard(self, model: str) -> None:
+        failures, next_token = 0, time.monotonic() + self.plan.probe_seconds
+        while not self.stops:
+            time.sleep(WATCH_SECONDS if not failures else 1)
+            due = bool(self.plan.probe_seconds) and time.monotonic() >= next_token
+            try:
+                if due or failures:
+                    self.server.token(model)
+                    next_token = time.monotonic() + self.plan.probe_seconds
+                else:
+                    self.server.live()
+                failures = 0
+            except Unavailable as error:
+                failures += 1
+                say(f"probe {failures} of {FAILURES} failed: {error}")
+                if failures == FAILURES and not self.stops:
+                    raise EngineDied(f"The engine runs and no token comes out: {error}.") from None
+
+    def _with_tail(self, error: LaunchError) -> LaunchError:
+        lines = [line.decode("utf-8", "replace").rstrip() for line in self.tail]
+        shown = "\n".join(f"  | {line}" for line in lines) or "  | (nothing)"
+        found = type(error)(f"{error}\nIts last {len(lines)} lines:\n{shown}")
+        _last_words(str(found))
+        return found
+
+    def _age(self) -> str:
+        return f"{time.monotonic() - self.began:.0f} s"
+
+
+def say(text: str) -> None:
+    """A line of the launcher's own, apart from the engine's output."""
+    print(f"INFO [launch] {text}", file=sys.stderr, flush=True)
+
+
+def kill_descendants() -> None:
+    """Kill and reap every process below this one, however deep, also those in sessions of their own."""
+    deadline = time.monotonic() + 5
+    while (pids := _descendants()) and time.monotonic() < deadline:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _descendants() -> list[int]:
+    """Living processes below this one (zombies are gone already for our purpose)."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                    state, parent = file.read().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(entry))
+    found, todo = [], [os.getpid()]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def _prctl(option: int, value: int = 1) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with status {code}"
+    return f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+
+
+def _last_words(text: str) -> None:
+    with contextlib.suppress(OSError), open(TERMINATION_LOG, "r+", encoding="utf-8") as file:  # only where it exists
+        file.write(text[-4000:])

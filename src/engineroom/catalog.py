@@ -1,0 +1,336 @@
+"""The catalog: facts in TOML, read once, checked once, then trusted.
+
+`Catalog.load` names file, row and field of whatever is wrong. Everything after it needs no defaults and no checks.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from engineroom.errors import CannotBuild, CatalogError, UnknownName
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Reason = Annotated[str, StringConstraints(min_length=8)]
+Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
+EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui"]
+Scalar = bool | int | float | str
+T = TypeVar("T")
+TableT = TypeVar("TableT", bound="Table")
+
+
+class Row(BaseModel):
+    """A frozen row that knows no other fields than its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Setting(Row):
+    """A default flag of the engine, with its reason."""
+
+    flag: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    value: Scalar
+    why: Reason
+
+
+class Variable(Row):
+    """A default environment variable, with its reason."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+    value: str
+    why: Reason
+
+
+class Packages(Row):
+    """A group of packages, with its reason."""
+
+    packages: tuple[str, ...]
+    why: Reason
+
+
+class Layer(Row):
+    """Packages that change together and share an image layer; `nvidia-*` stands for a prefix.
+
+    `index` is a package index that has what the default one has not; a folder of wheels goes before it.
+    """
+
+    name: Name
+    packages: tuple[str, ...]
+    index: str = ""
+
+
+class Gpu(Row):
+    """Hardware facts of one kind of GPU."""
+
+    title: str
+    compute_capability: int
+    memory_gib: tuple[int, ...]
+    precisions: tuple[Precision, ...]
+    note: str = ""
+    source: Reason
+
+
+class Release(Row):
+    """A pinned engine release and why it is the one."""
+
+    engine: EngineKind
+    version: str
+    install: Literal["wheels", "vendor"]
+    base: str = ""
+    published: str = ""
+    packages: tuple[str, ...] = ()
+    horizon: date | None = None
+    cuda: str = ""
+    min_driver: str = ""
+    capabilities: tuple[int, ...]
+    drain_flag: str = ""
+    layers: tuple[Layer, ...] = ()
+    apt: tuple[Packages, ...] = ()
+    leave_out: tuple[Packages, ...] = ()
+    settings: tuple[Variable, ...] = ()
+    why: Reason
+    moves_when: Reason
+    source: Reason
+
+    @model_validator(mode="after")
+    def _installable(self) -> Self:
+        if self.install == "vendor" and not self.base:
+            raise ValueError("install = 'vendor' needs `base`, the vendor's image")
+        if self.install == "wheels" and not self.packages:
+            raise ValueError("install = 'wheels' needs `packages`, what the lock starts from")
+        return self
+
+
+class Sampling(Row):
+    """Sampling that the model's authors recommend."""
+
+    temperature: float
+    top_p: float = 1.0
+
+
+class Model(Row):
+    """Checkpoint facts. `bytes` on disk; `head_dim` of a KV head (latent size for MLA)."""
+
+    title: str
+    hub: str
+    revision: str = ""
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    parameters: int
+    bytes: int
+    precision: Precision
+    context: int
+    reasoning: str = ""
+    sampling: Sampling
+    source: Reason
+
+
+class Image(Row):
+    """An engine release built for kinds of GPU and a precision."""
+
+    engine: Name
+    gpus: tuple[Name, ...] = Field(min_length=1)
+    precision: Precision
+    model: Name | None = None
+    args: tuple[Setting, ...] = ()
+    env: tuple[Variable, ...] = ()
+
+
+class ImpossibleImage(Row):
+    """A rule about what cannot be built; a field that is left out matches everything."""
+
+    engine: EngineKind | None = None
+    gpu: Name | None = None
+    precision: Precision | None = None
+    reason: Reason
+    instead: Name
+
+
+class Stack(Row):
+    """A model served by an image on `nodes` nodes of `gpus` GPUs each. Sizes in tokens, times in seconds."""
+
+    title: str
+    image: Name
+    model: Name
+    nodes: int = Field(default=1, ge=1)
+    gpus: int = Field(ge=0)
+    max_model_len: int = Field(gt=0)
+    max_seqs: int | None = None
+    start_seconds: int | None = None
+    drain_seconds: int = 120
+    args: tuple[Setting, ...] = ()
+    env: tuple[Variable, ...] = ()
+
+
+class ImpossibleStack(Row):
+    """A rule about layouts that cannot work: this model on this GPU with at most so many of them."""
+
+    model: Name
+    gpu: Name
+    max_gpus: int
+    reason: Reason
+    instead: Name
+
+
+class Table(BaseModel):
+    """A TOML file: every top-level table but `cannot` is a row. Also the source of its JSON Schema."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """The rows by name."""
+        return self.__pydantic_extra__ or {}
+
+
+class GpuTable(Table):
+    """gpus.toml"""
+
+    __pydantic_extra__: dict[Name, Gpu]
+
+
+class ReleaseTable(Table):
+    """engines.toml"""
+
+    __pydantic_extra__: dict[Name, Release]
+
+
+class ModelTable(Table):
+    """models.toml"""
+
+    __pydantic_extra__: dict[Name, Model]
+
+
+class ImageTable(Table):
+    """images.toml"""
+
+    __pydantic_extra__: dict[Name, Image]
+    cannot: dict[Name, ImpossibleImage] = {}
+
+
+class StackTable(Table):
+    """stacks.toml"""
+
+    __pydantic_extra__: dict[Name, Stack]
+    cannot: dict[Name, ImpossibleStack] = {}
+
+
+FILES: dict[type[Table], str] = {
+    GpuTable: "images/gpus.toml",
+    ReleaseTable: "images/engines.toml",
+    ModelTable: "images/models.toml",
+    ImageTable: "images/images.toml",
+    StackTable: "compose/stacks.toml",
+}
+
+
+class Catalog:
+    """Every row of every file, checked against each other."""
+
+    def __init__(self, root: Path) -> None:
+        """Read and check the catalog below `root`. Raises CatalogError with file, row and field."""
+        self.root = root
+        self.gpus: dict[str, Gpu] = _read(root, GpuTable).rows
+        self.releases: dict[str, Release] = _read(root, ReleaseTable).rows
+        self.models: dict[str, Model] = _read(root, ModelTable).rows
+        images, stacks = _read(root, ImageTable), _read(root, StackTable)
+        self.images: dict[str, Image] = images.rows
+        self.stacks: dict[str, Stack] = stacks.rows
+        self.impossible_images: dict[str, ImpossibleImage] = images.cannot
+        self.impossible_stacks: dict[str, ImpossibleStack] = stacks.cannot
+        for name, image in self.images.items():
+            self._check_image(f"images/images.toml: [{name}]", image)
+        for name, stack in self.stacks.items():
+            self._check_stack(f"compose/stacks.toml: [{name}]", stack)
+
+    def image(self, name: str) -> Image:
+        """The row of this image. Raises CannotBuild with the reason, or UnknownName with the nearest name."""
+        if name in self.impossible_images:
+            row = self.impossible_images[name]
+            raise CannotBuild(name, row.reason, row.instead)
+        if name not in self.images:
+            raise UnknownName("image", name, [*self.images, *self.impossible_images])
+        return self.images[name]
+
+    def stack(self, name: str) -> Stack:
+        """The row of this stack. Raises CannotBuild with the reason, or UnknownName with the nearest name."""
+        if name in self.impossible_stacks:
+            row = self.impossible_stacks[name]
+            raise CannotBuild(name, row.reason, row.instead)
+        if name not in self.stacks:
+            raise UnknownName("stack", name, [*self.stacks, *self.impossible_stacks])
+        return self.stacks[name]
+
+    def release_of(self, image: str) -> Release:
+        """The pinned engine release of an image."""
+        return self.releases[self.image(image).engine]
+
+    def _check_image(self, where: str, image: Image) -> None:
+        release = _known(self.releases, image.engine, f"{where}.engine")
+        if image.model is not None:
+            _known(self.models, image.model, f"{where}.model")
+        for gpu_name in image.gpus:
+            gpu = _known(self.gpus, gpu_name, f"{where}.gpus")
+            for rule in self.impossible_images.values():
+                if _matches(rule.engine, release.engine) and _matches(rule.gpu, gpu_name) and _matches(rule.precision, image.precision):
+                    raise CatalogError(f"{where} cannot be built: {rule.reason}\nUse {rule.instead} instead.")
+            if image.precision not in gpu.precisions:
+                raise CatalogError(f"{where}.precision: a {gpu.title} has no {image.precision}; it has {', '.join(gpu.precisions)}.")
+            if gpu.compute_capability not in release.capabilities:
+                raise CatalogError(
+                    f"{where}.gpus: {image.engine} has no device code for compute capability {gpu.compute_capability} "
+                    f"({gpu_name}); it has {', '.join(map(str, release.capabilities))}."
+                )
+
+    def _check_stack(self, where: str, stack: Stack) -> None:
+        image = _known(self.images, stack.image, f"{where}.image")
+        model = _known(self.models, stack.model, f"{where}.model")
+        if stack.max_model_len > model.context:
+            raise CatalogError(f"{where}.max_model_len: {stack.max_model_len} is more than the {model.context} tokens of {stack.model}.")
+        if stack.gpus and model.heads % stack.gpus:
+            raise CatalogError(f"{where}.gpus: {model.heads} attention heads do not divide by {stack.gpus}.")
+        for rule in self.impossible_stacks.values():
+            if rule.model == stack.model and rule.gpu in image.gpus and stack.nodes * stack.gpus <= rule.max_gpus:
+                raise CatalogError(f"{where} cannot work: {rule.reason}\nUse {rule.instead} instead.")
+
+
+def _known(rows: dict[str, T], name: str, where: str) -> T:
+    if name not in rows:
+        raise CatalogError(f"{where}: {UnknownName('row', name, rows)}")
+    return rows[name]
+
+
+def _matches(wanted: str | None, found: str) -> bool:
+    return wanted is None or wanted == found
+
+
+def _read(root: Path, table: type[TableT]) -> TableT:
+    """Parse and check one file. TOML goes through JSON so that arrays are tuples and dates text, as in the schema."""
+    where = FILES[table]
+    try:
+        data = tomllib.loads((root / where).read_text())
+    except FileNotFoundError:
+        raise CatalogError(f"{where} is missing: run this inside a checkout of Engine Room.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogError(f"{where} is no valid TOML: {error}.") from None
+    try:
+        return table.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise CatalogError("\n".join(_explain(where, found) for found in error.errors())) from None
+
+
+def _explain(where: str, found: ErrorDetails) -> str:
+    row, *path = (str(part) for part in found["loc"]) if found["loc"] else ("",)
+    field = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path)
+    return f"{where}: [{row}]{field}: {found['msg']} (found {found['input']!r})"

@@ -1,0 +1,120 @@
+"""Write everything that follows from the catalog: Dockerfiles, image.json, bake.json, compose files, JSON Schemas."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from engineroom import resolve
+from engineroom.catalog import FILES, Catalog
+from engineroom.errors import CatalogError, EngineRoomError
+
+NOTE = "rendered by `engineroom render`"
+OWNED = ("images/*/Dockerfile", "images/*/image.json", "images/*/*.txt", "images/schema/*.json", "images/bake.json", "compose/*.yaml", "compose.yaml")
+NOT_OWNED = ("locks",)  # folders of images/ that hold sources
+
+
+def outputs(catalog: Catalog) -> dict[str, str]:
+    """Every rendered file below the root with its text. Raises CatalogError when a template asks for what is not there."""
+    found = {"images/bake.json": _json(resolve.bake(catalog)), "compose.yaml": _template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)})}
+    for name in catalog.images:
+        found |= _image(catalog, name)
+    for name in catalog.stacks:
+        found[f"compose/{name}.yaml"] = _template(catalog.root, "compose", "stack.yaml.j2", resolve.compose(catalog, name))
+    for table, file in FILES.items():
+        found[f"images/schema/{Path(file).stem}.schema.json"] = _json(table.model_json_schema())
+    return found
+
+
+def _image(catalog: Catalog, name: str) -> dict[str, str]:
+    release = catalog.release_of(name)
+    folder = f"images/{name}"
+    layers = resolve.layers(release, _lock(catalog, name)) if release.install == "wheels" else []
+    files = {f"{folder}/{layer.name}.txt": layer.requirements for layer in layers}
+    files[f"{folder}/Dockerfile"] = _template(catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers))
+    if release.engine != "open-webui":
+        files[f"{folder}/image.json"] = _json(resolve.image_facts(catalog, name))
+    return files
+
+
+def _lock(catalog: Catalog, name: str) -> str:
+    try:
+        return resolve.lock_text(catalog, name)
+    except FileNotFoundError:
+        raise CatalogError(f"images/locks/{name}.txt is missing. Type: engineroom lock {name}") from None
+
+
+def differences(catalog: Catalog) -> dict[str, tuple[str, str, str]]:
+    """Files that are not as rendered: path -> (what is wrong, text on disk, rendered text)."""
+    wanted = outputs(catalog)
+    found: dict[str, tuple[str, str, str]] = {}
+    for path, text in wanted.items():
+        file = catalog.root / path
+        if not file.exists():
+            found[path] = ("missing", "", text)
+        elif (there := file.read_text()) != text:
+            found[path] = ("stale or edited", there, text)
+    for path in sorted(_owned(catalog.root) - wanted.keys()):
+        found[path] = ("left over", (catalog.root / path).read_text(), "")
+    return found
+
+
+def write(catalog: Catalog) -> list[str]:
+    """Bring every rendered file up to date, and remove those that nothing renders any more. Returns what changed."""
+    changed = differences(catalog)
+    for path, (what, _, text) in changed.items():
+        file = catalog.root / path
+        if what == "left over":
+            file.unlink()
+            if not any(file.parent.iterdir()):
+                file.parent.rmdir()
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    return sorted(changed)
+
+
+def diff(catalog: Catalog) -> str:
+    """What `write` would change, as a unified diff."""
+    lines: list[str] = []
+    for path, (_, there, text) in differences(catalog).items():
+        lines += difflib.unified_diff(there.splitlines(True), text.splitlines(True), f"a/{path}", f"b/{path}")
+    return "".join(lines)
+
+
+def _owned(root: Path) -> set[str]:
+    """Files on disk in places where only rendered files are."""
+    paths = {path.relative_to(root) for pattern in OWNED for path in root.glob(pattern)}
+    return {path.as_posix() for path in paths if path.parts[1:2] != ("locks",)}
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+@cache
+def _environment(folder: Path) -> SandboxedEnvironment:
+    """Strict, so that a misspelt name stops the render; sandboxed, so that a template can only write text."""
+    return SandboxedEnvironment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - Dockerfiles and YAML, not HTML
+    )
+
+
+def _template(root: Path, area: str, name: str, values: dict[str, Any]) -> str:
+    folder = root / area / "templates"
+    try:
+        return _environment(folder).get_template(name).render(values)
+    except TemplateError as error:
+        line = f":{error.lineno}" if getattr(error, "lineno", None) else ""
+        raise EngineRoomError(f"{area}/templates/{name}{line}: {error.message or type(error).__name__}") from None

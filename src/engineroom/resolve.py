@@ -1,0 +1,212 @@
+"""From rows to decisions: what each template needs, so that templates only write it down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engineroom.catalog import Catalog, Image, Release, Stack, Variable
+
+BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"
+REPOSITORY = "engineroom"
+SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
+PAGE_IMAGE = "webui"
+LOAD_BYTES_PER_SECOND = 500_000_000  # a slow network disk; only a deadline depends on it
+START_SECONDS = 600  # imports, compilation and graph capture, generously
+STOP_MARGIN_SECONDS = 15  # between the launcher's deadline and Docker's
+
+# Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
+CACHE_ENVIRONMENT = {
+    "HOME": "/cache",
+    "USER": "engine",
+    "XDG_CACHE_HOME": "/cache",
+    "HF_HOME": "/cache/huggingface",
+    "VLLM_CACHE_ROOT": "/cache/vllm",
+    "SGLANG_CACHE_DIR": "/cache/sglang",
+    "TRITON_CACHE_DIR": "/cache/triton",
+    "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
+    "FLASHINFER_WORKSPACE_BASE": "/cache/flashinfer",
+    "CUDA_CACHE_PATH": "/cache/cuda",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+PAGE_ENVIRONMENT = {"HOME": "/app/backend/data", "USER": "engine", "DATA_DIR": "/app/backend/data", "PYTHONUNBUFFERED": "1"}
+
+
+class LayerFile(NamedTuple):
+    """One layer of wheels: its name and the locked requirements in it. `index` is where they are when not on the default."""
+
+    name: str
+    index: str
+    requirements: str
+
+
+def tag(image: str, release: Release) -> str:
+    """The image's full name: repository, image, engine and version."""
+    return f"{REPOSITORY}:{image}-{release.engine.replace('-', '')}{release.version}"
+
+
+def model_folder(model: str) -> str:
+    """Where a model that travels in an image is, inside it."""
+    return f"/opt/models/{model}"
+
+
+def locked(text: str) -> Iterator[tuple[str, str]]:
+    """Split a lock into (package, its lines)."""
+    for block in re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]:
+        yield re.split(r"[=\[ @]", block, maxsplit=1)[0], block
+
+
+def layers(release: Release, lock: str) -> list[LayerFile]:
+    """Sort a lock into layers: first the named groups but the last, then what no group names, then the last (the engine)."""
+    groups: dict[str, list[str]] = {layer.name: [] for layer in release.layers[:-1]} | {"dependencies": []} | {release.layers[-1].name: []}
+    for package, lines in locked(lock):
+        home = next((layer.name for layer in release.layers if any(fnmatch(package, name) for name in layer.packages)), "dependencies")
+        groups[home].append(lines)
+    index = {layer.name: layer.index for layer in release.layers}
+    return [LayerFile(name, index.get(name, ""), "".join(lines)) for name, lines in groups.items() if lines]
+
+
+def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
+    """image.json: what the launcher must know about the image that it is in."""
+    image, release = catalog.images[name], catalog.release_of(name)
+    args = {setting.flag: setting.value for setting in image.args}
+    if image.model and catalog.models[image.model].reasoning:
+        args["reasoning-parser"] = catalog.models[image.model].reasoning
+    return {
+        "image": name,
+        "engine": release.engine,
+        "release": image.engine,
+        "version": release.version,
+        "precision": image.precision,
+        "gpus": {gpu: catalog.gpus[gpu].compute_capability for gpu in image.gpus},
+        "cuda": release.cuda,
+        "min_driver": release.min_driver,
+        "drain_flag": release.drain_flag,
+        "model": model_folder(image.model) if image.model else "",
+        "model_name": image.model or "",
+        "args": args,
+        "env": {variable.name: variable.value for variable in image.env},
+    }
+
+
+def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> dict[str, Any]:
+    """What the Dockerfile templates need."""
+    image, release = catalog.images[name], catalog.release_of(name)
+    page = release.engine == "open-webui"
+    return {
+        "name": name,
+        "title": image_title(catalog, image, release),
+        "base": release.base or BASE_IMAGE,
+        "version": release.version,
+        "python_name": release.packages[0].split("==")[0] if release.packages else release.engine,
+        "apt": sorted({*SYSTEM_PACKAGES, *(package for group in release.apt for package in group.packages)}),
+        "layers": wheel_layers,
+        "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
+        "environment": PAGE_ENVIRONMENT if page else CACHE_ENVIRONMENT,
+        "labels": labels(catalog, name),
+    }
+
+
+def image_title(catalog: Catalog, image: Image, release: Release) -> str:
+    """One line for people: engine, version, GPUs, precision."""
+    if release.engine == "open-webui":
+        return f"Open WebUI {release.version}"
+    gpus = ", ".join(catalog.gpus[gpu].title for gpu in image.gpus)
+    return f"{release.engine} {release.version} for {gpus}" + ("" if image.precision == "auto" else f", {image.precision}")
+
+
+def labels(catalog: Catalog, name: str) -> dict[str, str]:
+    """OCI labels and our own; empty ones are left out."""
+    image, release = catalog.images[name], catalog.release_of(name)
+    found = {
+        "org.opencontainers.image.title": name,
+        "org.opencontainers.image.description": image_title(catalog, image, release),
+        "org.opencontainers.image.version": release.version,
+        "org.opencontainers.image.licenses": "Apache-2.0",
+        "io.engineroom.engine": release.engine,
+        "io.engineroom.compute-capabilities": " ".join(str(catalog.gpus[gpu].compute_capability) for gpu in image.gpus),
+        "io.engineroom.precision": image.precision,
+        "io.engineroom.cuda": release.cuda,
+        "io.engineroom.min-driver": release.min_driver,
+    }
+    return {label: value for label, value in found.items() if value}
+
+
+def bake(catalog: Catalog) -> dict[str, Any]:
+    """bake.json: one target an image, built from the repository's root."""
+    targets = {
+        name: {"context": ".", "dockerfile": f"images/{name}/Dockerfile", "target": "image", "tags": [tag(name, catalog.release_of(name))]}
+        for name in catalog.images
+    }
+    return {"group": {"default": {"targets": ["cpu", PAGE_IMAGE]}}, "target": targets}
+
+
+def compose(catalog: Catalog, name: str) -> dict[str, Any]:
+    """What the compose template needs. Times in seconds."""
+    stack = catalog.stacks[name]
+    image, release, model = catalog.images[stack.image], catalog.release_of(stack.image), catalog.models[stack.model]
+    page = catalog.release_of(PAGE_IMAGE)
+    inside = image.model == stack.model
+    start = start_seconds(stack, model.bytes)
+    return {
+        "name": name,
+        "title": stack.title,
+        "image": tag(stack.image, release),
+        "dockerfile": f"images/{stack.image}/Dockerfile",
+        "base": release.base or BASE_IMAGE,
+        "page_image": page.published,
+        "page_settings": {variable.name: variable for variable in page.settings},
+        "model": model_folder(stack.model) if inside else model.hub,
+        "model_name": stack.model,
+        "nodes": stack.nodes,
+        "gpus": stack.gpus,
+        "engine_environment": engine_environment(stack, model.reasoning, start),
+        "start_seconds": start,
+        "stop_seconds": stack.drain_seconds + STOP_MARGIN_SECONDS,
+        "shm": "16gb" if stack.gpus > 1 else "1gb",
+        "network": f"{name}",
+    }
+
+
+def start_seconds(stack: Stack, model_bytes: int) -> int:
+    """Deadline for the first token: the row's own, else from the bytes that must be read."""
+    return stack.start_seconds or START_SECONDS + model_bytes // LOAD_BYTES_PER_SECOND
+
+
+def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Variable]:
+    """The launcher's settings of a stack, each with its reason."""
+
+    def variable(name: str, value: object, why: str) -> Variable:
+        return Variable(name=name, value=str(value).lower() if isinstance(value, bool) else str(value), why=why)
+
+    found = [
+        variable("LAUNCH_MAX_MODEL_LEN", stack.max_model_len, "the stack's row"),
+        variable("LAUNCH_START_SECONDS", start, "from the model's size"),
+        variable("LAUNCH_DRAIN_SECONDS", stack.drain_seconds, "the stack's row"),
+    ]
+    if stack.gpus:
+        found += [
+            variable("LAUNCH_GPUS", stack.gpus, "the stack's row"),
+            variable("LAUNCH_TP", stack.gpus, "tensor parallel within a node"),
+        ]
+    if stack.nodes > 1:
+        found += [
+            variable("LAUNCH_NODES", stack.nodes, "the stack's row"),
+            variable("LAUNCH_PP", stack.nodes, "pipeline parallel across nodes"),
+        ]
+    if stack.max_seqs:
+        found.append(variable("LAUNCH_MAX_SEQS", stack.max_seqs, "the stack's row"))
+    if reasoning:
+        found.append(variable("LAUNCH_ARG_REASONING_PARSER", reasoning, "splits the thought from the answer"))
+    found += [variable(f"LAUNCH_ARG_{s.flag.upper().replace('-', '_')}", s.value, s.why) for s in stack.args]
+    return {v.name: v for v in (*found, *stack.env)}
+
+
+def lock_text(catalog: Catalog, image: str) -> str:
+    """The lock of an image."""
+    return Path(catalog.root, "images", "locks", f"{image}.txt").read_text()
