@@ -35,7 +35,7 @@ class Server:
             raise Unavailable("/v1/models lists no model")
         return str(models[0]["id"])
 
-    def token(self, model: str) -> None:
+    def token(self, model: str, timeout: float = TOKEN_TIMEOUT) -> None:
         """Have one token generated. A busy server that makes progress counts: its queue may be longer than our patience.
 
         Raises Unavailable when no token came out.
@@ -43,7 +43,7 @@ class Server:
         before = self.progress()
         body = json.dumps({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0})
         try:
-            self._request("POST", "/v1/completions", body, timeout=TOKEN_TIMEOUT)
+            self._request("POST", "/v1/completions", body, timeout=timeout)
         except Unavailable:
             after = self.progress()
             if before is None or after is None or after <= before:

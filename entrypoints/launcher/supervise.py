@@ -19,7 +19,7 @@ from typing import IO
 from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, StartTimeout, Unavailable
 from launcher.plan import LaunchPlan
-from launcher.probe import Server, State
+from launcher.probe import TOKEN_TIMEOUT, Server, State
 
 TAIL_LINES = 50
 LOADING_GRACE = 5.0  # a load can be repeated: it gets little time
@@ -199,13 +199,11 @@ class Supervisor:
         failures, next_token = 0, time.monotonic() + self.plan.probe_seconds
         while not self.stops:
             time.sleep(WATCH_SECONDS if not failures else 1)
-            due = bool(self.plan.probe_seconds) and time.monotonic() >= next_token
             try:
-                if due or failures:
-                    self.server.token(model)
+                self.server.live()
+                if self.plan.probe_seconds and (failures or time.monotonic() >= next_token):
+                    self.server.token(model, timeout=min(TOKEN_TIMEOUT, max(2, self.plan.probe_seconds)))
                     next_token = time.monotonic() + self.plan.probe_seconds
-                else:
-                    self.server.live()
                 failures = 0
             except Unavailable as error:
                 failures += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from engineroom.errors import EngineRoomError
 
 if TYPE_CHECKING:
     from engineroom.catalog import Catalog
+    from engineroom.host import Host
 
 
 def root() -> Path:
@@ -30,13 +32,25 @@ def catalog() -> Catalog:
     return Catalog(root())
 
 
+def host() -> Host:
+    """This machine's settings."""
+    from engineroom.host import Host
+
+    return Host.load(root())
+
+
 def main() -> None:
     """Entry point: an EngineRoomError becomes its message and exit code."""
     try:
-        cli.main(prog_name="engineroom", standalone_mode=True)
+        cli.main(prog_name="engineroom")
     except EngineRoomError as error:
         click.echo(f"engineroom: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo("engineroom: the disk is full. Free space (`df -h` shows where, `docker system prune` helps), then run the same again.", err=True)
+        sys.exit(EngineRoomError.exit_code)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,3 +90,64 @@ def lock(images: tuple[str, ...], upgrade: bool) -> None:
     rows = catalog()
     for name in images or [name for name in rows.images if rows.release_of(name).install == "wheels"]:
         click.echo(write_lock(rows, name, upgrade=upgrade).relative_to(rows.root))
+
+
+@cli.command("list")
+def list_names() -> None:
+    """Show every stack and image, and what cannot be built, with the reason."""
+    from engineroom.resolve import image_title
+
+    rows = catalog()
+    click.secho("Stacks (make up STACK=…)", bold=True)
+    for name, stack in rows.stacks.items():
+        click.echo(f"  {name:<24} {stack.title}")
+    click.secho("Images (make image TARGET=…)", bold=True)
+    for name, image in rows.images.items():
+        click.echo(f"  {name:<24} {image_title(rows, image, rows.release_of(name))}")
+    click.secho("Cannot be built", bold=True)
+    for name, row in (*rows.impossible_images.items(), *rows.impossible_stacks.items()):
+        click.echo(f"  {name:<24} {row.reason}")
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, required=True)
+def image(targets: tuple[str, ...]) -> None:
+    """Build the images TARGETS."""
+    from engineroom.build import build
+
+    build(catalog(), host(), targets, lambda line: click.echo(line, err=True))
+
+
+@cli.command()
+def images() -> None:
+    """Show what the built images weigh, by layer."""
+    from engineroom.images import report
+
+    for line in report(catalog()):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("stack")
+def up(stack: str) -> None:
+    """Bring STACK up from whatever is there, and wait until its chat page works."""
+    from engineroom.progress import Reporter
+    from engineroom.up import Bringup
+
+    reporter = Reporter(root() / "build" / f"{stack}.log")
+    bringup = Bringup(catalog(), host(), stack, reporter.say)
+    try:
+        reporter.run(bringup.phases())
+    except KeyboardInterrupt:
+        click.echo(f"\nInterrupted; nothing is broken. Go on with: make up STACK={stack}", err=True)
+        sys.exit(130)
+    click.echo(bringup.ending())
+
+
+@cli.command()
+@click.option("--volumes", is_flag=True, help="Also remove chats, accounts and caches.")
+def down(volumes: bool) -> None:
+    """Stop every stack of this checkout."""
+    from engineroom import up as stacks
+
+    stacks.down(host(), volumes=volumes)

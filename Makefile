@@ -1,0 +1,61 @@
+# The menu. Logic is in src/engineroom; each rule here is a line or two.
+SHELL := /bin/bash
+BIN := .venv/bin
+STACK ?= demo-cpu
+
+.PHONY: help demo up down list render check-render lock image images test test-fast bench lint types clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: .venv ## from nothing to a chat page with a small model on this machine's CPU
+	@$(BIN)/engineroom up demo-cpu
+
+up: .venv ## build and start a stack: make up STACK=r1-7b-v100
+	@$(BIN)/engineroom up $(STACK)
+
+down: .venv ## stop every stack; chats and caches stay
+	@$(BIN)/engineroom down
+
+list: .venv ## every stack and image, and what cannot be built
+	@$(BIN)/engineroom list
+
+render: .venv ## write Dockerfiles, compose files and schemas from the catalog
+	@$(BIN)/engineroom render
+
+check-render: .venv ## fail when a rendered file is stale, edited, missing or left over
+	@$(BIN)/engineroom render --check
+
+lock: .venv ## resolve the packages of every image into hash locks
+	@$(BIN)/engineroom lock
+
+image: .venv ## build one image: make image TARGET=cpu
+	@$(BIN)/engineroom image $(if $(TARGET),$(TARGET),$(error which? make image TARGET=cpu; make list shows them))
+
+images: .venv ## what the built images weigh, by layer
+	@$(BIN)/engineroom images
+
+test: .venv lint types check-render ## everything that a machine without a GPU can run
+	@scripts/docker-engine && $(BIN)/pytest
+
+test-fast: .venv ## the tests that need no container
+	@$(BIN)/pytest -q -m 'not containers'
+
+bench: .venv ## measure speeds as ratios and write them into README.md
+	@$(BIN)/python -m tests.bench
+
+lint: .venv ## code, shell, Dockerfiles, schemas
+	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
+	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv entrypoints/webui .ci/run
+	@$(BIN)/hadolint images/*/Dockerfile
+	@for table in gpus engines models images; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
+	@$(BIN)/check-jsonschema --quiet --schemafile images/schema/stacks.schema.json compose/stacks.toml
+
+types: .venv ## mypy, strict
+	@$(BIN)/mypy --no-error-summary
+
+clean: ## forget the virtual environment and logs; images and volumes stay
+	rm -rf .venv build
+
+.venv: requirements.txt pyproject.toml scripts/venv
+	@scripts/venv

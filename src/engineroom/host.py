@@ -1,0 +1,86 @@
+"""This machine's settings: the environment, then `.env`, then what the machine's own tools are configured with."""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotenv import dotenv_values, set_key
+
+from engineroom.errors import CatalogError
+
+SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
+PIP_FILES = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What differs from machine to machine. Empty text and None mean: the default."""
+
+    root: Path
+    base_image: str
+    vendor_image: str
+    webui_image: str
+    ca: Path | None
+    wheels: Path | None
+    index: str
+    apt_sources: Path | None
+    api_port: int
+    webui_port: int
+
+    @classmethod
+    def load(cls, root: Path, environ: Mapping[str, str] | None = None) -> Host:
+        """Read all settings. Raises CatalogError for a file or port that cannot be."""
+        env = {**{k: v or "" for k, v in dotenv_values(root / ".env").items()}, **(os.environ if environ is None else environ)}
+        pip = _pip_configuration(env)
+        folders = (env.get("UV_FIND_LINKS") or env.get("PIP_FIND_LINKS") or pip.get("find-links", "")).split()
+        found = [folder for folder in folders if Path(folder).is_dir()]
+        return cls(
+            root=root,
+            base_image=env.get("BASE_IMAGE", ""),
+            vendor_image=env.get("VENDOR_IMAGE", ""),
+            webui_image=env.get("WEBUI_IMAGE", ""),
+            ca=_file(env, "BUILD_CA") or _existing(env.get("SSL_CERT_FILE", "")) or _existing(str(SYSTEM_CA)),
+            wheels=_folder(env, "WHEELS") or (Path(found[0]) if found else None),
+            index=env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL") or env.get("PIP_INDEX_URL") or pip.get("index-url", ""),
+            apt_sources=_file(env, "APT_SOURCES"),
+            api_port=_port(env, "API_PORT", 8000),
+            webui_port=_port(env, "WEBUI_PORT", 3000),
+        )
+
+    def remember(self, name: str, value: str) -> None:
+        """Write one setting into `.env`, so that plain `docker compose up` finds it too."""
+        set_key(self.root / ".env", name, value, quote_mode="never")
+
+
+def _pip_configuration(env: Mapping[str, str]) -> dict[str, str]:
+    """The [global] section of pip's configuration files; later files win."""
+    parser = configparser.RawConfigParser()
+    parser.read([Path(name).expanduser() for name in (*PIP_FILES, env.get("PIP_CONFIG_FILE", "")) if name])
+    return dict(parser["global"]) if parser.has_section("global") else {}
+
+
+def _existing(name: str) -> Path | None:
+    return Path(name) if name and Path(name).is_file() else None
+
+
+def _file(env: Mapping[str, str], name: str) -> Path | None:
+    if env.get(name) and not Path(env[name]).is_file():
+        raise CatalogError(f"{name} names {env[name]}, which is no file. Correct it in the environment or in .env.")
+    return Path(env[name]).absolute() if env.get(name) else None
+
+
+def _folder(env: Mapping[str, str], name: str) -> Path | None:
+    if env.get(name) and not Path(env[name]).is_dir():
+        raise CatalogError(f"{name} names {env[name]}, which is no folder. Correct it in the environment or in .env.")
+    return Path(env[name]).absolute() if env.get(name) else None
+
+
+def _port(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not text.isdigit() or not 0 < int(text) < 65536:  # noqa: PLR2004
+        raise CatalogError(f"{name} is {text!r}, which is no port. Set it to a number from 1 to 65535.")
+    return int(text)

@@ -1,0 +1,165 @@
+"""Bring a stack up and wait until it answers: the way from nothing to a chat page, in phases that can be interrupted anywhere."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+import docker
+from docker.errors import NotFound
+from docker.models.containers import Container
+
+from engineroom import build, resolve
+from engineroom.catalog import Catalog
+from engineroom.errors import EngineRoomError, ServiceUnavailable, TryAgain
+from engineroom.host import Host
+
+PAGE_SECONDS = 300
+Say = Callable[[str], None]
+
+
+class Bringup:
+    """One stack on this machine. Each phase can be repeated; what is there already is used."""
+
+    def __init__(self, catalog: Catalog, host: Host, stack: str, say: Say) -> None:
+        """`say` gets progress lines. Raises UnknownName or CannotBuild for a stack that there is not."""
+        self.catalog, self.host, self.name, self.say = catalog, host, stack, say
+        self.row = catalog.stack(stack)
+
+    def docker(self) -> None:
+        """Make sure of a working Docker engine with Compose and buildx."""
+        result = subprocess.run([self.host.root / "scripts" / "docker-engine"], stderr=subprocess.PIPE, text=True, check=False)
+        for line in result.stderr.splitlines():
+            self.say(line)
+        if result.returncode:
+            raise ServiceUnavailable(result.stderr.strip().removeprefix("docker-engine: "))
+
+    def ports(self) -> None:
+        """The page's and the API's port must be free, or be ours already."""
+        for service, variable, port in ((self.name, "WEBUI_PORT", self.host.webui_port), (f"{self.name}-engine", "API_PORT", self.host.api_port)):
+            if not self._runs(service) and _taken(port):
+                raise EngineRoomError(f"Port {port} is in use (`ss -ltnp` shows by what). Free it, or set {variable} to another in .env.")
+
+    def base(self) -> None:
+        """A base image that this machine can build on."""
+        if self.catalog.release_of(self.row.image).install == "wheels":
+            self.host = build.ensure_base(self.host, self.say)
+
+    def engine_image(self) -> None:
+        """The stack's image."""
+        build.build(self.catalog, self.host, [self.row.image], self.say)
+
+    def page_image(self) -> None:
+        """Open WebUI's published image where it can be pulled, else ours, which `.env` then names."""
+        release = self.catalog.release_of(resolve.PAGE_IMAGE)
+        own = resolve.tag(resolve.PAGE_IMAGE, release)
+        if self.host.webui_image not in ("", own) or (not self.host.webui_image and build.pull(release.published, self.say)):
+            return
+        build.build(self.catalog, self.host, [resolve.PAGE_IMAGE], self.say)
+        if not self.host.webui_image:
+            self.host.remember("WEBUI_IMAGE", own)
+            self.say(f"the published page cannot be pulled here: .env now says WEBUI_IMAGE={own}")
+
+    def engine(self) -> None:
+        """Start the server and wait until a token comes out of it."""
+        self._compose("up", "--detach", "--no-deps", f"{self.name}-engine")
+        model = self.catalog.models[self.row.model]
+        self._wait(f"{self.name}-engine", resolve.start_seconds(self.row, model.bytes) + 60)
+
+    def page(self) -> None:
+        """Start the page and wait until it answers."""
+        self._compose("up", "--detach", self.name)
+        self._wait(self.name, PAGE_SECONDS)
+
+    def phases(self) -> list[tuple[str, Callable[[], None]]]:
+        """All phases in order, each with its name for people."""
+        return [
+            ("Docker engine", self.docker),
+            ("ports", self.ports),
+            ("base image", self.base),
+            (f"image {self.row.image}", self.engine_image),
+            (f"image {resolve.PAGE_IMAGE}", self.page_image),
+            (f"model {self.row.model}", self.engine),
+            ("chat page", self.page),
+        ]
+
+    def ending(self) -> str:
+        """What to do with it now: the page, how to sign in, a request that can be pasted, and how to stop."""
+        port, model = self.host.api_port, self.row.model
+        key = "Sign in with the account that you made." if self._has_account() else "The first account that signs up owns the page; after it, sign-up is closed."
+        body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "What is 348 + 275?"}]})
+        return f"""
+Chat    http://localhost:{self.host.webui_port}
+        {key}
+API     curl -sN http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+Stop    make down
+"""
+
+    def _has_account(self) -> bool:
+        with urllib.request.urlopen(f"http://localhost:{self.host.webui_port}/api/config", timeout=10) as response:
+            return not json.load(response).get("onboarding", False)
+
+    def _container(self, service: str) -> Container | None:
+        result = self._compose("ps", "--all", "--quiet", service, quiet=True)
+        try:
+            return docker.from_env().containers.get(result.split()[0]) if result.split() else None
+        except NotFound:
+            return None
+
+    def _runs(self, service: str) -> bool:
+        container = self._container(service)
+        return container is not None and container.status == "running"
+
+    def _wait(self, service: str, seconds: float) -> None:
+        """Wait until a container is healthy, passing its log on. Raises when it ends or takes too long."""
+        container = self._container(service)
+        if container is None:
+            raise EngineRoomError(f"{service} was not created. Type: docker compose up {service}")
+        deadline, since = time.monotonic() + seconds, int(time.time()) - 1
+        while time.monotonic() < deadline:
+            container.reload()
+            state = container.attrs["State"]
+            if state.get("Health", {}).get("Status") == "healthy":
+                return
+            if state["Status"] in ("exited", "dead") or container.attrs["RestartCount"]:
+                tail = container.logs(tail=40).decode("utf-8", "replace").rstrip()
+                raise EngineRoomError(f"{service} ended with status {state['ExitCode']}. Its last lines:\n{tail}")
+            now = int(time.time())
+            for line in container.logs(since=since, until=now).decode("utf-8", "replace").splitlines() if now > since else ():
+                self.say(line)
+            since = now
+            time.sleep(1)
+        raise TryAgain(f"{service} is not ready after {seconds:.0f} s. It goes on by itself: docker compose logs --follow {service}")
+
+    def _compose(self, *arguments: str, quiet: bool = False) -> str:
+        result = subprocess.run(["docker", "compose", *arguments], cwd=self.host.root, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise EngineRoomError(f"docker compose {' '.join(arguments)} failed:\n{result.stderr.strip()}")
+        if not quiet:
+            for line in result.stderr.splitlines():
+                self.say(line.strip())
+        return result.stdout
+
+
+def down(host: Host, *, volumes: bool = False) -> None:
+    """Stop and remove every container of this project; chats and caches stay unless `volumes`."""
+    result = subprocess.run(
+        ["docker", "compose", "--profile", "*", "down", *(["--volumes"] if volumes else [])], cwd=host.root, check=False
+    )
+    if result.returncode:
+        raise ServiceUnavailable("docker compose down failed; see above. Is the Docker engine running? Type: scripts/docker-engine")
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

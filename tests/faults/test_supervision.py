@@ -1,0 +1,203 @@
+"""Faults of the engine and of the launcher, forced with a stub; the numbers are those of the fault table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.conftest import Launched
+
+Launch = Callable[..., Launched]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def sleepers(seconds: str) -> list[int]:
+    """Processes `sleep <seconds>` on this machine."""
+    wanted = f"sleep\0{seconds}\0"
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and (folder / "cmdline").read_text() == wanted:
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.fault(1)
+def test_fault_01_engine_exits_0_uninvited(launch: Launch) -> None:
+    """An engine that ends by itself is a failure, even with status 0."""
+    launched = launch(STUB_EXITS_AFTER="2", STUB_STATUS="0")
+
+    assert launched.exit_code(15) == 70
+    assert "ended with status 0" in launched.output
+
+
+@pytest.mark.fault(2)
+def test_fault_02_engine_killed(launch: Launch) -> None:
+    """A killed engine gives 70 within 5 s, with its last 50 lines and no more."""
+    launched = launch(STUB_LINES="60")
+    launched.wait_for("ready after")
+    os.kill(launched.engine_pid(), signal.SIGKILL)
+
+    assert launched.exit_code(5) == 70
+    assert "killed by SIGKILL" in launched.output
+    tail = launched.output.partition("Its last 50 lines:")[2].splitlines()
+    assert [line for line in tail if line][0].strip() == "| line 10"
+
+
+@pytest.mark.fault(3)
+def test_fault_03_worker_process_dies(launch: Launch) -> None:
+    """A server that says 503 for its dead core is ended with 70 within 30 s."""
+    launched = launch(STUB_CORE_DIES_AFTER="3")
+    launched.wait_for("ready after")
+
+    assert launched.exit_code(30) == 70
+    assert "503" in launched.output
+
+
+@pytest.mark.fault(4)
+def test_fault_04_hangs_while_health_says_200(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token comes out though /health says 200: the probe ends it with 70."""
+    launched = launch(
+        STUB_STUCK_AFTER="3",
+        LAUNCH_PROBE_SECONDS="1",
+    )
+    launched.wait_for("ready after")
+
+    assert launched.exit_code(90) == 70
+    assert "no token comes out" in launched.output
+
+
+@pytest.mark.fault(5)
+def test_fault_05_launcher_killed(launch: Launch) -> None:
+    """The engine does not outlive a launcher that was killed."""
+    launched = launch()
+    launched.wait_for("ready after")
+    engine = launched.engine_pid()
+    launched.process.kill()
+    launched.process.wait()
+    deadline = time.monotonic() + 5
+    while alive(engine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    assert not alive(engine)
+
+
+@pytest.mark.fault(6)
+def test_fault_06_sigterm_when_idle(launch: Launch) -> None:
+    """SIGTERM to an idle server: 0 within 10 s, and nothing is left."""
+    launched = launch(STUB_CHILD="7331")
+    launched.wait_for("ready after")
+    assert sleepers("7331")
+    launched.stop()
+
+    assert launched.exit_code(10) == 0
+    assert sleepers("7331") == []
+
+
+@pytest.mark.fault(7)
+@pytest.mark.parametrize("drain_flag", ["--shutdown-timeout", ""], ids=["engine drains", "launcher drains"])
+def test_fault_07_sigterm_in_mid_stream(launch: Launch, drain_flag: str) -> None:
+    """The stream that runs finishes, and the launcher ends with 0."""
+    launched = launch(facts={"drain_flag": drain_flag})
+    launched.wait_for("ready after")
+    with launched.stream(30) as stream:
+        stream.readline()
+        launched.stop()
+        if drain_flag:
+            launched.wait_for("stub: SIGTERM")
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                launched.stream(1)
+        text = stream.read().decode()
+
+    assert "[DONE]" in text
+    assert launched.exit_code(10) == 0
+
+
+@pytest.mark.fault(8)
+def test_fault_08_drain_deadline(launch: Launch) -> None:
+    """A stream that outlasts the drain is cut at the deadline, and every process is gone."""
+    launched = launch(facts={"drain_flag": ""}, LAUNCH_DRAIN_SECONDS="1", STUB_CHILD="7332")
+    launched.wait_for("ready after")
+    with launched.stream(600) as stream:
+        stream.readline()
+        launched.stop()
+
+        assert launched.exit_code(10) == 0
+    assert "deadline passed" in launched.output
+    assert sleepers("7332") == []
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("ignores", ["", "1"], ids=["obeys", "ignores SIGTERM"])
+def test_fault_09_sigterm_while_loading(launch: Launch, ignores: str) -> None:
+    """SIGTERM during a load: 0 within 10 s."""
+    launched = launch(STUB_LOADS="60", **({"STUB_IGNORES_TERM": "1"} if ignores else {}))
+    launched.wait_for("stub: argv")
+    launched.stop()
+
+    assert launched.exit_code(10) == 0
+
+
+@pytest.mark.fault(10)
+def test_fault_10_second_sigterm(launch: Launch) -> None:
+    """A second SIGTERM kills at once."""
+    launched = launch(STUB_IGNORES_TERM="1", LAUNCH_DRAIN_SECONDS="600")
+    launched.wait_for("ready after")
+    launched.stop()
+    launched.wait_for("draining")
+    launched.stop()
+
+    assert launched.exit_code(5) == 0
+
+
+@pytest.mark.fault(11)
+def test_fault_11_no_zombies(launch: Launch) -> None:
+    """200 orphaned grandchildren are reaped."""
+    launched = launch(STUB_ORPHANS="200")
+    launched.wait_for("ready after", 30)
+    deadline = time.monotonic() + 10
+    while (below := children(launched.process.pid)) and len(below) > 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert below == [launched.engine_pid()]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_start_deadline(launch: Launch) -> None:
+    """An engine that is not ready in time ends with 75: worth another try."""
+    launched = launch(STUB_LOADS="60", LAUNCH_START_SECONDS="2")
+
+    assert launched.exit_code(15) == 75
+    assert "LAUNCH_START_SECONDS" in launched.output
+
+
+def test_health_tells_draining_from_ready(launch: Launch) -> None:
+    """`health --ready` fails during a drain, while `health` still says live."""
+    launched = launch(LAUNCH_DRAIN_SECONDS="30")
+    launched.wait_for("ready after")
+    env = {"LAUNCH_PORT": str(launched.port)}
+    assert launch("health", "--ready", **env).exit_code(10) == 0
+    with launched.stream(40) as stream:
+        stream.readline()
+        launched.stop()
+        launched.wait_for("draining")
+
+        assert launch("health", "--ready", **env).exit_code(10) == 69
+        assert launch("health", **env).exit_code(10) == 0
