@@ -126,7 +126,7 @@ def diagnose(image: str, lines: Sequence[str]) -> EngineRoomError:
         )
     if "no space left on device" in text.lower():
         return BuildFailed(f"{image}: the disk is full. Free space with `docker system prune` (df -h shows it), then run the same again.")
-    if found := re.search(r"[Hh]ash mismatch.*?`?([\w.+-]+(?:==[\w.+-]+)?)`?", text):
+    if found := re.search(r"[Hh]ash mismatch for `?([^`\s]+)", text):
         return BuildFailed(f"{image}: {found[1]} is not the file that was locked (hash mismatch). Remove it from WHEELS, or from the mirror.")
     if re.search(r"Failed to (fetch|download)|Could not (connect|resolve)|Temporary failure|dns error|Connection refused", text):
         evidence = next(line for line in lines if re.search(r"Failed to|Could not|Temporary failure|dns error|Connection refused", line))

@@ -1,0 +1,40 @@
+"""Unit tests start nothing: they see rows, texts and lists."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from engineroom.catalog import Catalog
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **_: object) -> NoReturn:
+        pytest.fail(f"a unit test tried to run {args}")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "execvpe", refuse)
+    for name in list(os.environ):
+        if name.startswith("LAUNCH_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    return Catalog(ROOT)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A checkout to change: everything that rendering reads and writes."""
+    for part in ("images", "compose"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    shutil.copy(ROOT / "compose.yaml", tmp_path)
+    return tmp_path

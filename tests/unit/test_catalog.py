@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engineroom.catalog import Catalog
+from engineroom.errors import CannotBuild, CatalogError, UnknownName
+
+IMAGES = {"cpu", "webui", "v100-half", "a100-half", "a100-fp8", "a100-sglang", "h200-fp8", "b200-fp4"}
+STACKS = {
+    "r1-7b-v100", "r1-32b-v100", "r1-0528-8b-a100", "r1-0528-8b-a100-sglang", "v3-a100", "r1-h200", "r1-7b-h200", "r1-b200", "demo-cpu",
+}  # fmt: skip
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_every_promised_row_is_there(catalog: Catalog) -> None:
+    """The images and stacks that the project promises are rows."""
+    assert set(catalog.images) == IMAGES
+    assert set(catalog.stacks) >= STACKS
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("v100-sglang", "compute capability 80"), ("v100-trtllm", "compute capability 80"), ("v100-fp8", "FP8"), ("a100-fp4", "FP4")],
+)
+def test_an_impossible_image_gives_its_reason(catalog: Catalog, name: str, reason: str) -> None:
+    """Asking for what cannot be built prints why, and what to use instead."""
+    with pytest.raises(CannotBuild, match=reason) as error:
+        catalog.image(name)
+
+    assert "instead" in str(error.value)
+
+
+def test_671b_on_two_a100_gives_its_reason(catalog: Catalog) -> None:
+    """671 B on 2 × A100 is refused with the arithmetic."""
+    with pytest.raises(CannotBuild, match="313 GiB"):
+        catalog.stack("v3-a100x2")
+
+
+def test_an_unknown_name_gets_the_nearest(catalog: Catalog) -> None:
+    """A misspelt name is answered with the nearest real one."""
+    with pytest.raises(UnknownName, match="Did you mean 'v100-half'"):
+        catalog.image("v100-haf")
+    with pytest.raises(UnknownName, match="Did you mean 'r1-7b-v100'"):
+        catalog.stack("r1-7b-v10")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("images/gpus.toml", "compute_capability = 70", 'compute_capability = "7.0"', r"images/gpus.toml: \[v100\].compute_capability: .*integer"),
+        ("images/gpus.toml", "[a100]", "[a100", "images/gpus.toml is no valid TOML"),
+        ("images/images.toml", 'precision = "half"', 'precison = "half"', r"images/images.toml: \[v100-half\].precison: .*not permitted"),
+        ("images/images.toml", 'engine = "vllm-0.9.2"', 'engine = "vllm-0.9.3"', r"\[v100-half\].engine: .*Did you mean 'vllm-0.9.2'"),
+        ("images/images.toml", 'engine = "vllm-0.9.2"', 'engine = "sglang-0.5.23"', "SGLang's kernels"),
+        ("images/images.toml", 'precision = "half"', 'precision = "fp8"', "FP8 needs compute capability 80"),
+        ("images/images.toml", 'engine = "vllm-0.9.2"', 'engine = "vllm-0.25.1"', "no device code for compute capability 70"),
+        ("images/images.toml", 'precision = "half"', 'precision = "bfloat16"', "a NVIDIA V100 has no bfloat16"),
+        ("images/images.toml", 'why = "A V100 has no bfloat16."', 'why = ""', r"\[v100-half\].args\[0\].why"),
+        ("compose/stacks.toml", "gpus = 4", "gpus = 3", "40 attention heads do not divide by 3"),
+        ("compose/stacks.toml", "max_model_len = 8192", "max_model_len = 200000", "more than the 131072 tokens"),
+        ("compose/stacks.toml", 'model = "v3"\nnodes = 2', 'model = "v3"\nnodes = 1', "78 GiB on each of eight"),
+    ],
+)
+def test_a_bad_row_is_named(copy: Path, file: str, old: str, new: str, message: str) -> None:
+    """An error in a TOML file names file, row and field."""
+    edit(copy / file, old, new)
+
+    with pytest.raises(CatalogError, match=message):
+        Catalog(copy)
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    """A catalog file that is not there is named."""
+    (copy / "images/models.toml").unlink()
+
+    with pytest.raises(CatalogError, match="images/models.toml is missing"):
+        Catalog(copy)
