@@ -42,11 +42,11 @@ test-fast: .venv ## the tests that need no container
 	@$(BIN)/pytest -q -n 4 -m "not containers"
 
 bench: .venv ## measure speeds as ratios and write them into README.md
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python tests/bench
 
 lint: .venv ## code, shell, Dockerfiles, schemas
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
-	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium entrypoints/webui .ci/run
+	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium .ci/run
 	@$(BIN)/hadolint images/*/Dockerfile
 	@for table in gpus engines models images; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
 	@$(BIN)/check-jsonschema --quiet --schemafile images/schema/stacks.schema.json compose/stacks.toml

@@ -44,7 +44,7 @@ class Setting(Row):
 class Variable(Row):
     """A default environment variable, with its reason."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
     value: str
     why: Reason
 

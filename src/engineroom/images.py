@@ -31,7 +31,7 @@ def layer_sizes(name: str) -> list[LayerSize]:
 def _holds(step: str) -> str:
     """What a build step put there, in a few words."""
     rules = (
-        (r"/(\w+)\.txt,target=/run/requirements\.txt", r"wheels: \1"),
+        (r"install-layer /run/(\w+)\.txt", r"wheels: \1"),
         (r"apt-get.*--no-install-recommends (.*?) >/dev/null", r"Debian packages: \1"),
         (r"uv venv", "virtual environment"),
         (r"useradd", "user and cache folder"),

@@ -34,7 +34,16 @@ CACHE_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PYTHONUNBUFFERED": "1",
 }
-PAGE_ENVIRONMENT = {"HOME": "/app/backend/data", "USER": "engine", "DATA_DIR": "/app/backend/data", "PYTHONUNBUFFERED": "1"}
+PAGE_ENVIRONMENT = {
+    "HOME": "/tmp",  # noqa: S108 - the only other place that a read-only root leaves
+    "USER": "engine",
+    "DATA_DIR": "/app/backend/data",
+    "STATIC_DIR": "/tmp/open-webui-static",  # noqa: S108
+    "ENV": "prod",
+    "FROM_INIT_PY": "true",
+    "USE_SLIM_DOCKER": "true",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 class LayerFile(NamedTuple):
@@ -56,9 +65,9 @@ def model_folder(model: str) -> str:
 
 
 def locked(text: str) -> Iterator[tuple[str, str]]:
-    """Split a lock into (package, its lines)."""
-    for block in re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]:
-        yield re.split(r"[=\[ @]", block, maxsplit=1)[0], block
+    """Split a lock into (package, its lines): a package begins where a line does not begin with a space."""
+    for block in ("\n" + text).replace("\n    ", "\r").split("\n")[1:-1]:
+        yield re.split(r"[=\[ @]", block, maxsplit=1)[0], block.replace("\r", "\n    ") + "\n"
 
 
 def layers(release: Release, lock: str) -> list[LayerFile]:

@@ -1,0 +1,120 @@
+"""`make bench`: speeds as ratios of two things measured in one run, in turn, and written into README.md.
+
+Machines differ and are busy; a ratio within one run says something, a time alone does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from engineroom import build, resolve
+from engineroom.catalog import Catalog
+from engineroom.host import Host
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+IMAGES = ["cpu", "webui"]  # what can be built with a package index alone, in minutes
+
+
+class Result(NamedTuple):
+    """Medians in milliseconds of the thing and of its yardstick."""
+
+    what: str
+    yardstick: str
+    goal: str
+    ours: float
+    theirs: float
+
+    def row(self) -> str:
+        """A line of README's table."""
+        return f"| {self.what} | {self.ours:.0f} ms | {self.yardstick} | {self.theirs:.0f} ms | {self.ours / self.theirs:.2f} | {self.goal} |"
+
+
+def paired(ours: Callable[[], None], theirs: Callable[[], None], runs: int) -> tuple[float, float]:
+    """Run both in turn, once unmeasured, and give the medians in milliseconds."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(runs + 1):
+        for work, found in zip((ours, theirs), times, strict=True):
+            began = time.perf_counter()
+            work()
+            found.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+
+
+def quiet(*command: str | Path) -> Callable[[], None]:
+    """A command as something to time; its failure is an error."""
+
+    def work() -> None:
+        subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True)
+
+    return work
+
+
+def launcher(catalog: Catalog) -> Result:
+    """From process start to the engine's first instruction, inside the image."""
+    command = ["docker", "run", "--rm", "--network", "none", "--volume", f"{ROOT}/tests/bench:/bench:ro"]
+    command += [resolve.tag("cpu", catalog.release_of("cpu")), "/usr/bin/python3", "/bench/launch_time.py", "21"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return Result("`launch`, until the engine starts", "`python3 -c ''`", "60 ms more", found["launch"], found["python"])
+
+
+def render() -> Result:
+    """The whole catalog, whole process, with nothing to change."""
+    return Result("`engineroom render`, whole catalog", "`python3 -c ''`", "150 ms", *paired(quiet(BIN / "engineroom", "render"), quiet(BIN / "python", "-c", ""), 15))
+
+
+def no_op_build(catalog: Catalog, host: Host) -> Result:
+    """All images that are built here, unchanged, in one bake; against one plain `docker build`."""
+    base = ["--build-arg", f"BASE_IMAGE={host.base_image}"] if host.base_image else []
+    overlay = ROOT / "build" / "bench.json"
+    settings = {name: {"args": build.target_settings(catalog.release_of(name), host, overlay.parent)["args"]} for name in IMAGES}
+    overlay.write_text(json.dumps({"target": settings}))
+    bake = quiet("docker", "buildx", "bake", "--file", "images/bake.json", "--file", overlay, *IMAGES)
+    one = quiet("docker", "build", "--quiet", "--file", "images/webui/Dockerfile", "--target", "image", *base, ".")
+    return Result("rebuild of `cpu` and `webui`, nothing changed", "`docker build` of `webui`", "", *paired(bake, one, 5))
+
+
+def launcher_change(catalog: Catalog, host: Host) -> Result:
+    """Rebuild after a change of one launcher file; against the same with nothing changed."""
+    file = ROOT / "entrypoints/launcher/__init__.py"
+    before = file.read_text()
+    one = lambda: build.build(catalog, host, ["cpu"], lambda _: None)  # noqa: E731
+
+    def changed() -> None:
+        file.write_text(f"{before}\n# {time.time_ns()}\n")
+        one()
+
+    def unchanged() -> None:
+        one()
+
+    try:
+        ours, theirs = paired(changed, unchanged, 5)
+    finally:
+        file.write_text(before)
+        one()
+    return Result("rebuild of `cpu` after a launcher change", "nothing changed", "3 s", ours, theirs)
+
+
+def main() -> None:
+    """Measure, print and write README's table."""
+    os.chdir(ROOT)
+    (ROOT / "build").mkdir(exist_ok=True)
+    catalog, host = Catalog(ROOT), Host.load(ROOT)
+    build.build(catalog, host, IMAGES, lambda _: None)
+    results = [launcher(catalog), render(), no_op_build(catalog, host), launcher_change(catalog, host)]
+    table = "\n".join(["| What | Median | Against | Median | Ratio | Goal |", "| --- | --- | --- | --- | --- | --- |", *(r.row() for r in results)])
+    readme = ROOT / "README.md"
+    readme.write_text(re.sub(r"(?<=<!-- bench -->\n).*?(?=\n<!-- /bench -->)", lambda _: table, readme.read_text(), flags=re.DOTALL))
+    print(table)
+
+
+main()
