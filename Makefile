@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 STACK ?= demo-cpu
+# Python programs without a suffix, which ruff does not find by itself
+PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/train-demo-model tests/stubs/vllm
 
 .PHONY: help demo up down list render check-render lock image images test test-fast bench lint types clean
 
@@ -45,7 +47,7 @@ bench: .venv ## measure speeds as ratios and write them into README.md
 	@$(BIN)/python tests/bench
 
 lint: .venv ## code, shell, Dockerfiles, schemas
-	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
+	@$(BIN)/ruff check --quiet . $(PROGRAMS) && $(BIN)/ruff format --check --quiet . $(PROGRAMS)
 	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium .ci/run
 	@$(BIN)/hadolint images/*/Dockerfile
 	@for table in gpus engines models images; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done

@@ -50,5 +50,5 @@ def port_is_free(plan: LaunchPlan) -> str:
 
 
 def _listing(folder: str) -> str:
-    names = sorted(os.listdir(folder))
-    return f"it holds {', '.join(names[:6])}{' …' if len(names) > 6 else ''}." if names else "it is empty."
+    names, most = sorted(os.listdir(folder)), 6
+    return f"it holds {', '.join(names[:most])}{' …' if len(names) > most else ''}." if names else "it is empty."

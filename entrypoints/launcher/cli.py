@@ -1,9 +1,9 @@
 """The command line of every image: `serve` (also for flags alone), `health`, or any other program.
 
-    docker run IMAGE                      serve with the image's defaults and the environment
-    docker run IMAGE --port 9000          flags alone mean serve
-    docker run IMAGE serve --dry-run      print every decision and start nothing
-    docker run IMAGE bash                 any other word is a program to run
+docker run IMAGE                      serve with the image's defaults and the environment
+docker run IMAGE --port 9000          flags alone mean serve
+docker run IMAGE serve --dry-run      print every decision and start nothing
+docker run IMAGE bash                 any other word is a program to run
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the whole decision and start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print it as JSON.")
 @click.pass_context
-def serve(context: click.Context, dry_run: bool, as_json: bool, **options: Any) -> None:
+def serve(context: click.Context, /, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Serve the model. Flags that are not listed here go to the engine as they are."""
     chosen = read(options, context.args)
     decided = plan.make(chosen, facts.load(chosen.image), os.environ)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher import role as roles
-from launcher.engines import ENGINES, Request
+from launcher.engines import ENGINES
+from launcher.engines.common import Request
 from launcher.errors import Refused
 from launcher.facts import ImageFacts
 from launcher.settings import Settings
@@ -36,10 +37,12 @@ class LaunchPlan:
 
 def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> LaunchPlan:
     """Decide role, model, layout, command and environment. Raises Refused for what cannot work."""
-    role = roles.detect(settings, env)
+    role = roles.detect(settings)
     model = settings.model or facts.model
     if not model:
-        raise Refused("No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B.")
+        raise Refused(
+            "No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B."
+        )
     engine = ENGINES[facts.engine]
     gpus = visible_gpus() if settings.gpus is None else settings.gpus
     request = Request(

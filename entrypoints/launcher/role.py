@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from launcher.errors import Refused
@@ -16,7 +15,7 @@ class Role(NamedTuple):
     rule: str
 
 
-def detect(settings: Settings, env: Mapping[str, str]) -> Role:
+def detect(settings: Settings) -> Role:
     """The role from explicit settings, else the only node. Raises Refused for what this release cannot do."""
     if settings.role != "auto":
         role = Role(settings.role, "LAUNCH_ROLE says so")

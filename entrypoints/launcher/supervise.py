@@ -92,7 +92,7 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=in_child,  # safe: no other thread runs yet
+                preexec_fn=in_child,  # noqa: PLW1509 - no other thread runs yet
             )
         except OSError as error:
             raise EngineDied(f"The engine's program {self.plan.command[0]} cannot be started: {error.strerror}.") from None

@@ -43,9 +43,12 @@ def target_settings(release: Release, host: Host, folder: Path) -> dict[str, Any
     base = host.vendor_image if release.install == "vendor" else host.base_image
     secrets = {"ca": host.ca, "apt": host.apt_sources}
     if host.index:
-        secrets["uv"], secrets["pip"] = folder / "uv.toml", folder / "pip.conf"
-        secrets["uv"].write_text(f"index-url = {json.dumps(host.index)}\n")
-        secrets["pip"].write_text(f"[global]\nindex-url = {host.index}\n")
+        for name, file, text in (
+            ("uv", folder / "uv.toml", f"index-url = {json.dumps(host.index)}\n"),
+            ("pip", folder / "pip.conf", f"[global]\nindex-url = {host.index}\n"),
+        ):
+            file.write_text(text)
+            secrets[name] = file
     args = {"BASE_IMAGE": base} if base else {}
     if host.wheels and any(_has_wheels(host.wheels, layer.packages) for layer in release.layers if layer.index):
         args["EXTRA_INDEX"] = ""
@@ -88,7 +91,7 @@ def require_docker() -> None:
 
 def pull(image: str, say: Say) -> bool:
     """Try to pull an image; False when that cannot be done here."""
-    say(f"pulling {image.split('@')[0]}")
+    say(f"pulling {image.split('@', maxsplit=1)[0]}")
     try:
         result = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, text=True, timeout=PULL_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -127,14 +130,18 @@ def diagnose(image: str, lines: Sequence[str]) -> EngineRoomError:
     if "no space left on device" in text.lower():
         return BuildFailed(f"{image}: the disk is full. Free space with `docker system prune` (df -h shows it), then run the same again.")
     if found := re.search(r"[Hh]ash mismatch for `?([^`\s]+)", text):
-        return BuildFailed(f"{image}: {found[1]} is not the file that was locked (hash mismatch). Remove it from WHEELS, or from the mirror.")
+        return BuildFailed(
+            f"{image}: {found[1]} is not the file that was locked (hash mismatch). Remove it from WHEELS, or from the mirror."
+        )
     if re.search(r"Failed to (fetch|download)|Could not (connect|resolve)|Temporary failure|dns error|Connection refused", text):
         evidence = next(line for line in lines if re.search(r"Failed to|Could not|Temporary failure|dns error|Connection refused", line))
         return ServiceUnavailable(
             f"{image}: a package could not be fetched: {_message(evidence)}\nCheck the network; "
             "mirrors are settings: PIP_INDEX_URL, APT_SOURCES, WHEELS (a folder of wheels), BUILD_CA (an extra certificate authority)."
         )
-    errors = [_message(line) for line in lines if re.search(r"error|cause:", line, re.IGNORECASE)] or [_message(line) for line in lines[-5:]]
+    errors = [_message(line) for line in lines if re.search(r"error|cause:", line, re.IGNORECASE)] or [
+        _message(line) for line in lines[-5:]
+    ]
     return BuildFailed(f"{image} could not be built:\n  " + "\n  ".join(errors[-5:]))
 
 

@@ -33,7 +33,7 @@ def catalog() -> Catalog:
 
 
 def host() -> Host:
-    """This machine's settings."""
+    """The settings of this machine."""
     from engineroom.host import Host
 
     return Host.load(root())
@@ -49,7 +49,10 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        click.echo("engineroom: the disk is full. Free space (`df -h` shows where, `docker system prune` helps), then run the same again.", err=True)
+        click.echo(
+            "engineroom: the disk is full. Free space (`df -h` shows where, `docker system prune` helps), then run the same again.",
+            err=True,
+        )
         sys.exit(EngineRoomError.exit_code)
 
 
@@ -105,8 +108,10 @@ def list_names() -> None:
     for name, image in rows.images.items():
         click.echo(f"  {name:<24} {image_title(rows, image, rows.release_of(name))}")
     click.secho("Cannot be built", bold=True)
-    for name, row in (*rows.impossible_images.items(), *rows.impossible_stacks.items()):
-        click.echo(f"  {name:<24} {row.reason}")
+    reasons = {name: row.reason for name, row in rows.impossible_images.items()}
+    reasons |= {name: row.reason for name, row in rows.impossible_stacks.items()}
+    for name, reason in reasons.items():
+        click.echo(f"  {name:<24} {reason}")
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""This machine's settings: the environment, then `.env`, then what the machine's own tools are configured with."""
+"""Settings of this machine: the environment, then `.env`, then what the machine's own tools are configured with."""
 
 from __future__ import annotations
 

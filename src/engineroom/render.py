@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from engineroom import resolve
@@ -16,13 +16,24 @@ from engineroom.catalog import FILES, Catalog
 from engineroom.errors import CatalogError, EngineRoomError
 
 NOTE = "rendered by `engineroom render`"
-OWNED = ("images/*/Dockerfile", "images/*/image.json", "images/*/*.txt", "images/schema/*.json", "images/bake.json", "compose/*.yaml", "compose.yaml")
+OWNED = (
+    "images/*/Dockerfile",
+    "images/*/image.json",
+    "images/*/*.txt",
+    "images/schema/*.json",
+    "images/bake.json",
+    "compose/*.yaml",
+    "compose.yaml",
+)
 NOT_OWNED = ("locks",)  # folders of images/ that hold sources
 
 
 def outputs(catalog: Catalog) -> dict[str, str]:
     """Every rendered file below the root with its text. Raises CatalogError when a template asks for what is not there."""
-    found = {"images/bake.json": _json(resolve.bake(catalog)), "compose.yaml": _template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)})}
+    found = {
+        "images/bake.json": _json(resolve.bake(catalog)),
+        "compose.yaml": _template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)}),
+    }
     for name in catalog.images:
         found |= _image(catalog, name)
     for name in catalog.stacks:
@@ -37,7 +48,9 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
     folder = f"images/{name}"
     layers = resolve.layers(release, _lock(catalog, name)) if release.install == "wheels" else []
     files = {f"{folder}/{layer.name}.txt": layer.requirements for layer in layers}
-    files[f"{folder}/Dockerfile"] = _template(catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers))
+    files[f"{folder}/Dockerfile"] = _template(
+        catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers)
+    )
     if release.engine != "open-webui":
         files[f"{folder}/image.json"] = _json(resolve.image_facts(catalog, name))
     return files
@@ -107,7 +120,7 @@ def _environment(folder: Path) -> SandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - Dockerfiles and YAML, not HTML
+        autoescape=False,
     )
 
 
@@ -116,5 +129,5 @@ def _template(root: Path, area: str, name: str, values: dict[str, Any]) -> str:
     try:
         return _environment(folder).get_template(name).render(values)
     except TemplateError as error:
-        line = f":{error.lineno}" if getattr(error, "lineno", None) else ""
+        line = f":{error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         raise EngineRoomError(f"{area}/templates/{name}{line}: {error.message or type(error).__name__}") from None

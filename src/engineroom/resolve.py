@@ -47,10 +47,10 @@ PAGE_ENVIRONMENT = {
 
 
 class LayerFile(NamedTuple):
-    """One layer of wheels: its name and the locked requirements in it. `index` is where they are when not on the default."""
+    """One layer of wheels: its name and the locked requirements in it. `source` is the index that has them, where it is not the default one."""
 
     name: str
-    index: str
+    source: str
     requirements: str
 
 
@@ -72,7 +72,8 @@ def locked(text: str) -> Iterator[tuple[str, str]]:
 
 def layers(release: Release, lock: str) -> list[LayerFile]:
     """Sort a lock into layers: first the named groups but the last, then what no group names, then the last (the engine)."""
-    groups: dict[str, list[str]] = {layer.name: [] for layer in release.layers[:-1]} | {"dependencies": []} | {release.layers[-1].name: []}
+    *first, last = (layer.name for layer in release.layers)
+    groups: dict[str, list[str]] = {name: [] for name in (*first, "dependencies", last)}
     for package, lines in locked(lock):
         home = next((layer.name for layer in release.layers if any(fnmatch(package, name) for name in layer.packages)), "dependencies")
         groups[home].append(lines)

@@ -41,7 +41,10 @@ class Bringup:
 
     def ports(self) -> None:
         """The page's and the API's port must be free, or be ours already."""
-        for service, variable, port in ((self.name, "WEBUI_PORT", self.host.webui_port), (f"{self.name}-engine", "API_PORT", self.host.api_port)):
+        for service, variable, port in (
+            (self.name, "WEBUI_PORT", self.host.webui_port),
+            (f"{self.name}-engine", "API_PORT", self.host.api_port),
+        ):
             if not self._runs(service) and _taken(port):
                 raise EngineRoomError(f"Port {port} is in use (`ss -ltnp` shows by what). Free it, or set {variable} to another in .env.")
 
@@ -91,7 +94,11 @@ class Bringup:
     def ending(self) -> str:
         """What to do with it now: the page, how to sign in, a request that can be pasted, and how to stop."""
         port, model = self.host.api_port, self.row.model
-        key = "Sign in with the account that you made." if self._has_account() else "The first account that signs up owns the page; after it, sign-up is closed."
+        key = (
+            "Sign in with the account that you made."
+            if self._has_account()
+            else "The first account that signs up owns the page; after it, sign-up is closed."
+        )
         body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "What is 348 + 275?"}]})
         return f"""
 Chat    http://localhost:{self.host.webui_port}

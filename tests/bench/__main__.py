@@ -36,7 +36,9 @@ class Result(NamedTuple):
 
     def row(self) -> str:
         """A line of README's table."""
-        return f"| {self.what} | {self.ours:.0f} ms | {self.yardstick} | {self.theirs:.0f} ms | {self.ours / self.theirs:.2f} | {self.goal} |"
+        return (
+            f"| {self.what} | {self.ours:.0f} ms | {self.yardstick} | {self.theirs:.0f} ms | {self.ours / self.theirs:.2f} | {self.goal} |"
+        )
 
 
 def paired(ours: Callable[[], None], theirs: Callable[[], None], runs: int) -> tuple[float, float]:
@@ -69,7 +71,12 @@ def launcher(catalog: Catalog) -> Result:
 
 def render() -> Result:
     """The whole catalog, whole process, with nothing to change."""
-    return Result("`engineroom render`, whole catalog", "`python3 -c ''`", "150 ms", *paired(quiet(BIN / "engineroom", "render"), quiet(BIN / "python", "-c", ""), 15))
+    return Result(
+        "`engineroom render`, whole catalog",
+        "`python3 -c ''`",
+        "150 ms",
+        *paired(quiet(BIN / "engineroom", "render"), quiet(BIN / "python", "-c", ""), 15),
+    )
 
 
 def no_op_build(catalog: Catalog, host: Host) -> Result:
@@ -111,7 +118,9 @@ def main() -> None:
     catalog, host = Catalog(ROOT), Host.load(ROOT)
     build.build(catalog, host, IMAGES, lambda _: None)
     results = [launcher(catalog), render(), no_op_build(catalog, host), launcher_change(catalog, host)]
-    table = "\n".join(["| What | Median | Against | Median | Ratio | Goal |", "| --- | --- | --- | --- | --- | --- |", *(r.row() for r in results)])
+    table = "\n".join(
+        ["| What | Median | Against | Median | Ratio | Goal |", "| --- | --- | --- | --- | --- | --- |", *(r.row() for r in results)]
+    )
     readme = ROOT / "README.md"
     readme.write_text(re.sub(r"(?<=<!-- bench -->\n).*?(?=\n<!-- /bench -->)", lambda _: table, readme.read_text(), flags=re.DOTALL))
     print(table)

@@ -55,7 +55,7 @@ def test_fault_02_engine_killed(launch: Launch) -> None:
     assert launched.exit_code(5) == 70
     assert "killed by SIGKILL" in launched.output
     tail = launched.output.partition("Its last 50 lines:")[2].splitlines()
-    assert [line for line in tail if line][0].strip() == "| line 10"
+    assert next(line for line in tail if line).strip() == "| line 10"
 
 
 @pytest.mark.fault(3)

@@ -14,6 +14,7 @@ from typing import Any
 import docker
 import pytest
 from docker.models.containers import Container
+
 from engineroom import build, resolve
 from engineroom.catalog import Catalog
 from engineroom.host import Host

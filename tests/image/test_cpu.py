@@ -6,9 +6,10 @@ import json
 
 import docker
 import pytest
+from image.conftest import ROOT, run
+
 from engineroom.catalog import Catalog
 from engineroom.images import layer_sizes, report
-from image.conftest import ROOT, run
 
 pytestmark = pytest.mark.containers
 

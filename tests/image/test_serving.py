@@ -54,7 +54,9 @@ def test_curl_streams_thought_then_answer(hardened: Server) -> None:
     with hardened.post("/v1/chat/completions", {**ADDITION, "stream": True}) as response:
         events = [json.loads(line[6:]) for line in response.read().decode().splitlines() if line.startswith("data: {")]
     deltas = [event["choices"][0]["delta"] for event in events if event["choices"]]
-    kinds = ["thought" if delta.get("reasoning") or delta.get("reasoning_content") else "answer" for delta in deltas if set(delta) - {"role"}]
+    kinds = [
+        "thought" if delta.get("reasoning") or delta.get("reasoning_content") else "answer" for delta in deltas if set(delta) - {"role"}
+    ]
 
     first_answer = kinds.index("answer", kinds.index("thought"))
     assert "thought" not in kinds[first_answer:]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
 from engineroom.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from engineroom.catalog import Catalog
 from engineroom.errors import CannotBuild, CatalogError, UnknownName
 
@@ -53,7 +54,12 @@ def test_an_unknown_name_gets_the_nearest(catalog: Catalog) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("images/gpus.toml", "compute_capability = 70", 'compute_capability = "7.0"', r"images/gpus.toml: \[v100\].compute_capability: .*integer"),
+        (
+            "images/gpus.toml",
+            "compute_capability = 70",
+            'compute_capability = "7.0"',
+            r"images/gpus.toml: \[v100\].compute_capability: .*integer",
+        ),
         ("images/gpus.toml", "[a100]", "[a100", "images/gpus.toml is no valid TOML"),
         ("images/images.toml", 'precision = "half"', 'precison = "half"', r"images/images.toml: \[v100-half\].precison: .*not permitted"),
         ("images/images.toml", 'engine = "vllm-0.9.2"', 'engine = "vllm-0.9.3"', r"\[v100-half\].engine: .*Did you mean 'vllm-0.9.2'"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from engineroom import build
 from engineroom.catalog import Catalog
 from engineroom.errors import BuildFailed, CatalogError, EngineRoomError, ServiceUnavailable
@@ -53,7 +54,9 @@ def test_build_settings_of_a_machine_with_mirrors(catalog: Catalog, tmp_path: Pa
     (tmp_path / "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl").touch()
     ca = tmp_path / "ca.pem"
     ca.touch()
-    found = host(tmp_path, WHEELS=str(tmp_path), BUILD_CA=str(ca), PIP_INDEX_URL="https://user:word@mirror.example/simple", BASE_IMAGE="mine")
+    found = host(
+        tmp_path, WHEELS=str(tmp_path), BUILD_CA=str(ca), PIP_INDEX_URL="https://user:word@mirror.example/simple", BASE_IMAGE="mine"
+    )
 
     settings = build.target_settings(catalog.release_of("cpu"), found, tmp_path)
 
@@ -75,12 +78,18 @@ def test_vendor_images_have_their_own_base(catalog: Catalog, tmp_path: Path) -> 
     ("lines", "error", "message"),
     [
         (
-            ["ERROR: failed to resolve source metadata for nvcr.io/nvidia/tensorrt-llm/release:1.2.1: dial tcp: lookup nvcr.io: no such host"],
+            [
+                "ERROR: failed to resolve source metadata for nvcr.io/nvidia/tensorrt-llm/release:1.2.1: dial tcp: lookup nvcr.io: no such host"
+            ],
             ServiceUnavailable,
             "the registry nvcr.io could not be reached.*\nSet VENDOR_IMAGE",
         ),
         (["#9 12.1 OSError: [Errno 28] No space left on device"], BuildFailed, "the disk is full"),
-        (["#9 3.0 error: Failed to fetch: `https://mirror.example/x.whl`", "#9 3.0   cause: dns error"], ServiceUnavailable, "PIP_INDEX_URL"),
+        (
+            ["#9 3.0 error: Failed to fetch: `https://mirror.example/x.whl`", "#9 3.0   cause: dns error"],
+            ServiceUnavailable,
+            "PIP_INDEX_URL",
+        ),
         (["#9 2.0 E: Failed to fetch http://mirror.example/dists  Temporary failure resolving"], ServiceUnavailable, "APT_SOURCES"),
         (["#9 1.0 error: Hash mismatch for `torch==2.13.0+cpu`"], BuildFailed, "torch==2.13.0.* is not the file that was locked"),
         (["#9 1.0 something", "#9 1.1 error: it broke"], BuildFailed, "it broke"),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
 from launcher import cli, settings
-from launcher.engines import ENGINES, Request
+from launcher.engines import ENGINES
+from launcher.engines.common import Request
 from launcher.errors import BadUsage, LaunchError, Refused
 
 FACTS = {
@@ -141,7 +143,10 @@ def test_fault_26_secrets_stay_out_of_sight(image: Path) -> None:
     """A key from a file goes to the engine by its environment: not in the command, not on the screen."""
     (image / "key").write_text("canary-1234\n")
 
-    for output in (dry_run(LAUNCH_API_KEY_FILE=str(image / "key")).output, dry_run("--json", LAUNCH_API_KEY_FILE=str(image / "key")).output):
+    for output in (
+        dry_run(LAUNCH_API_KEY_FILE=str(image / "key")).output,
+        dry_run("--json", LAUNCH_API_KEY_FILE=str(image / "key")).output,
+    ):
         assert "VLLM_API_KEY" in output
         assert "canary" not in output
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from engineroom import render, resolve
 from engineroom.catalog import Catalog
 from engineroom.errors import EngineRoomError

@@ -6,7 +6,7 @@ from launcher.engines.common import Request, flags
 
 HEALTH = "/health"
 PROGRESS = "sglang:generation_tokens_total"
-RUNNING = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
+RUNNING: tuple[str, ...] = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 
 
 def command(request: Request) -> list[str]:
@@ -25,6 +25,6 @@ def command(request: Request) -> list[str]:
     return ["python3", "-m", "sglang.launch_server", *flags({**values, **request.args}, off=""), *request.extra]
 
 
-def environment(request: Request) -> dict[str, str]:
+def environment(request: Request) -> dict[str, str]:  # noqa: ARG001 - the protocol's
     """Nothing beside the image's own."""
     return {}

@@ -6,7 +6,7 @@ from launcher.engines.common import Request, flags
 
 HEALTH = "/health"
 PROGRESS = ""
-RUNNING = ()
+RUNNING: tuple[str, ...] = ()
 
 
 def command(request: Request) -> list[str]:
@@ -23,6 +23,6 @@ def command(request: Request) -> list[str]:
     return ["trtllm-serve", request.model, *flags({**values, **args}, off=""), *request.extra]
 
 
-def environment(request: Request) -> dict[str, str]:
+def environment(request: Request) -> dict[str, str]:  # noqa: ARG001 - the protocol's
     """Nothing beside the image's own."""
     return {}

@@ -6,7 +6,7 @@ from launcher.engines.common import Request, flags
 
 HEALTH = "/health"
 PROGRESS = "vllm:generation_tokens_total"
-RUNNING = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+RUNNING: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
 def command(request: Request) -> list[str]:
