@@ -110,7 +110,7 @@ def health(ready: bool, **options: Any) -> None:
     server = Server(ENGINES[facts.load(chosen.image).engine], chosen.port, chosen.secrets.get("LAUNCH_API_KEY"))
     server.live()
     if ready:
-        if State(chosen.port).read() == "draining":
+        if State(plan.state_file(chosen.port)).read() == "draining":
             raise Unavailable("draining: no new requests are taken")
         server.token(server.model())
     click.echo("ready" if ready else "live")

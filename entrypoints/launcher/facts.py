@@ -11,7 +11,7 @@ from launcher.errors import Refused
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The image's row of the catalog, resolved. `args` and `env` are defaults; `drain_flag` takes seconds."""
+    """The image's row of the catalog, resolved. `args` and `env` are defaults."""
 
     image: str
     engine: str
@@ -21,7 +21,6 @@ class ImageFacts:
     gpus: Mapping[str, int]
     cuda: str
     min_driver: str
-    drain_flag: str
     model: str
     model_name: str
     args: Mapping[str, bool | int | float | str]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,7 +31,7 @@ class LaunchPlan:
     command: list[str]
     environment: dict[str, str]
     secret_names: tuple[str, ...]
-    drains: bool
+    state: str
     start_seconds: float
     drain_seconds: float
     probe_seconds: float
@@ -53,16 +55,15 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         pp=settings.pp or settings.nodes,
         max_model_len=settings.max_model_len,
         max_seqs=settings.max_seqs,
-        drain_flag=facts.drain_flag,
-        drain_seconds=settings.drain_seconds,
         args={**facts.args, **settings.args},
         extra=settings.extra,
         api_key=settings.secrets.get("LAUNCH_API_KEY"),
+        state=state_file(settings.port),
     )
     defaults = {name: value for name, value in facts.env.items() if name not in env}
-    secrets = engine.environment(request)
-    if "HF_TOKEN" in settings.secrets and "HF_TOKEN" not in env:
-        secrets["HF_TOKEN"] = settings.secrets["HF_TOKEN"]
+    added = engine.environment(request)
+    if "HF_TOKEN" in settings.secrets:
+        added["HF_TOKEN"] = settings.secrets["HF_TOKEN"]
     return LaunchPlan(
         image=facts.image,
         engine=facts.engine,
@@ -73,13 +74,18 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         model_name=request.model_name,
         port=request.port,
         command=engine.command(request),
-        environment={**defaults, **secrets},
-        secret_names=tuple(secrets),
-        drains=bool(facts.drain_flag),
+        environment={**defaults, **added},
+        secret_names=tuple(name for name, value in added.items() if value in settings.secrets.values()),
+        state=request.state,
         start_seconds=settings.start_seconds,
         drain_seconds=settings.drain_seconds,
         probe_seconds=settings.probe_seconds,
     )
+
+
+def state_file(port: int) -> str:
+    """The file in which the supervisor says what it does: loading, ready, draining or stopped."""
+    return os.path.join(tempfile.gettempdir(), f"launch-{port}.state")
 
 
 def visible_gpus() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import tempfile
 
 from launcher.engines import Engine
 from launcher.errors import Unavailable
@@ -84,11 +83,11 @@ class Server:
 
 
 class State:
-    """A word on disk that `launch health` can read: the supervisor knows of a drain before the server shows it."""
+    """A word on disk for `launch health` and for the middleware: what the supervisor does now."""
 
-    def __init__(self, port: int) -> None:
-        """One state a port."""
-        self.path = os.path.join(tempfile.gettempdir(), f"launch-{port}.state")
+    def __init__(self, path: str) -> None:
+        """One file a server."""
+        self.path = path
 
     def write(self, word: str) -> None:
         """Replace the word in one step."""

@@ -23,7 +23,8 @@ from launcher.probe import TOKEN_TIMEOUT, Server, State
 
 TAIL_LINES = 50
 LOADING_GRACE = 5.0  # a load can be repeated: it gets little time
-DRAIN_MARGIN = 5.0  # for an engine that drains by itself, on top of its own deadline
+IDLE_CHECKS = 2  # so many looks a second apart must find nothing running: counters lag behind requests
+STOP_GRACE = 10.0  # for the engine's own ending, once nothing runs any more
 WATCH_SECONDS = 5.0
 FAILURES = 3  # so many failed probes in a row are a dead engine
 TICK = 0.25
@@ -50,12 +51,13 @@ class Supervisor:
         """Nothing is started yet."""
         self.plan = plan
         self.server = Server(ENGINES[plan.engine], plan.port, api_key)
-        self.state = State(plan.port)
+        self.state = State(plan.state)
         self.tail: collections.deque[bytes] = collections.deque(maxlen=TAIL_LINES)
         self.ready = threading.Event()
         self.failure: LaunchError | None = None  # written by the watch thread, read by the main loop
         self.stops = 0
         self.kill_at: float | None = None
+        self.next_look, self.idle = 0.0, 0
         self.terminated = False  # the engine has had its SIGTERM
 
     def run(self) -> int:
@@ -109,7 +111,8 @@ class Supervisor:
             if self.failure:
                 say(f"{self.failure} Ending the engine.")
                 kill_descendants()
-            elif self.stops and not self.terminated and self._idle():
+            elif self.stops and not self.terminated and self._drained():
+                self.kill_at = time.monotonic() + STOP_GRACE
                 self._terminate()
             if self.kill_at is not None and time.monotonic() > self.kill_at:
                 say("deadline passed: killing what is left")
@@ -137,13 +140,15 @@ class Supervisor:
         self.state.write("draining")
         say(f"{number.name}: draining, {self.plan.drain_seconds:g} s at most")
         self.kill_at = now + self.plan.drain_seconds
-        if self.plan.drains:  # the engine refuses new requests itself and ends when the last one is done
-            self.kill_at += DRAIN_MARGIN
-            self._terminate()
 
-    def _idle(self) -> bool:
-        """No request is running, as far as the engine tells."""
-        return not self.server.running()
+    def _drained(self) -> bool:
+        """Nothing has been running for a while, as far as the engine tells."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return False
+        self.next_look = now + 1
+        self.idle = 0 if self.server.running() else self.idle + 1
+        return self.idle == IDLE_CHECKS
 
     def _terminate(self) -> None:
         self.terminated = True

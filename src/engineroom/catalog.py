@@ -91,7 +91,6 @@ class Release(Row):
     cuda: str = ""
     min_driver: str = ""
     capabilities: tuple[int, ...]
-    drain_flag: str = ""
     layers: tuple[Layer, ...] = ()
     apt: tuple[Packages, ...] = ()
     leave_out: tuple[Packages, ...] = ()

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FACTS = {
     "image": "stub", "engine": "vllm", "release": "stub", "version": "0", "precision": "auto", "gpus": {"cpu": 0}, "cuda": "",
-    "min_driver": "", "drain_flag": "--shutdown-timeout", "model": "", "model_name": "", "args": {}, "env": {},
+    "min_driver": "", "model": "", "model_name": "", "args": {}, "env": {},
 }  # fmt: skip
 
 
@@ -91,9 +91,9 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     """Start launchers; all that are left are killed afterwards."""
     started: list[Launched] = []
 
-    def start(*arguments: str, facts: dict[str, object] | None = None, **env: str) -> Launched:
+    def start(*arguments: str, **env: str) -> Launched:
         image = tmp_path / "image.json"
-        image.write_text(json.dumps({**FACTS, **(facts or {})}))
+        image.write_text(json.dumps(FACTS))
         defaults = {"LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(model_folder(tmp_path))}
         started.append(Launched(tmp_path, free_port(), list(arguments), {**defaults, **env}))
         return started[-1]

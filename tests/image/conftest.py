@@ -78,8 +78,7 @@ def serve(image: str) -> Iterator[Callable[..., Server]]:
     started: list[Container] = []
 
     def start(*command: str, **options: Any) -> Server:
-        options = {"ports": {"8000/tcp": ("127.0.0.1", None)}, "environment": {}, **options}
-        options["environment"] = {"VLLM_CPU_KVCACHE_SPACE": "1", "LAUNCH_MAX_MODEL_LEN": "2048", **options["environment"]}
+        options = {"ports": {"8000/tcp": ("127.0.0.1", None)}, **options}
         started.append(client.containers.run(image, list(command), detach=True, **options))
         return Server(started[-1])
 

@@ -14,7 +14,7 @@ from launcher.errors import BadUsage, LaunchError, Refused
 
 FACTS = {
     "image": "v100-half", "engine": "vllm", "release": "vllm-0.9.2", "version": "0.9.2", "precision": "half", "gpus": {"v100": 70},
-    "cuda": "12.6", "min_driver": "525.60", "drain_flag": "", "model": "", "model_name": "",
+    "cuda": "12.6", "min_driver": "525.60", "model": "", "model_name": "",
     "args": {"dtype": "half", "enable-chunked-prefill": False}, "env": {"VLLM_X": "1"},
 }  # fmt: skip
 
@@ -50,6 +50,7 @@ def test_command_of_an_image(image: Path) -> None:
     assert found == [
         "vllm", "serve", str(image / "model"), "--served-model-name", "r1-7b", "--host", "0.0.0.0", "--port", "8123",
         "--max-model-len", "8192", "--dtype", "half", "--no-enable-chunked-prefill",
+        "--middleware", "engineroom_drain.Drain",
     ]  # fmt: skip
 
 
@@ -182,8 +183,7 @@ def test_a_misspelt_command_is_named() -> None:
 def test_each_engine_listens_outside_and_shards(engine: str, start: list[str], flag: list[str]) -> None:
     """Each engine listens on every address of its container, since two of them default to localhost."""
     request = Request(
-        model="m", model_name="n", port=8000, tp=2, pp=1, max_model_len=None, max_seqs=None, drain_flag="", drain_seconds=1,
-        args={"trust-remote-code": False}, extra=(), api_key=None,
+        model="m", model_name="n", port=8000, tp=2, pp=1, max_model_len=None, max_seqs=None,         args={"trust-remote-code": False}, extra=(), api_key=None, state="",
     )  # fmt: skip
 
     found = ENGINES[engine].command(request)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be served, after all settings: sizes in tokens, times in seconds. `args` are engine flags, later ones won."""
+    """What is to be served, after all settings: sizes in tokens. `args` are engine flags, later ones won.
+
+    `state` is the file that says whether the launcher drains.
+    """
 
     model: str
     model_name: str
@@ -17,11 +20,10 @@ class Request:
     pp: int
     max_model_len: int | None
     max_seqs: int | None
-    drain_flag: str
-    drain_seconds: float
     args: Mapping[str, bool | int | float | str]
     extra: tuple[str, ...]
     api_key: str | None
+    state: str
 
 
 def flags(values: Mapping[str, object], *, off: str) -> list[str]:

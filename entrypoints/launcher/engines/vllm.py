@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from launcher.engines.common import Request, flags
 
 HEALTH = "/health"
 PROGRESS = "vllm:generation_tokens_total"
 RUNNING: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+MIDDLEWARE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "middleware")
 
 
 def command(request: Request) -> list[str]:
@@ -20,11 +24,12 @@ def command(request: Request) -> list[str]:
         "max-model-len": request.max_model_len,
         "max-num-seqs": request.max_seqs,
     }
-    if request.drain_flag:
-        values[request.drain_flag.removeprefix("--")] = int(request.drain_seconds)
-    return ["vllm", "serve", request.model, *flags({**values, **request.args}, off="no-"), *request.extra]
+    line = flags({**values, **request.args}, off="no-")
+    return ["vllm", "serve", request.model, *line, "--middleware", "engineroom_drain.Drain", *request.extra]
 
 
 def environment(request: Request) -> dict[str, str]:
-    """The API key goes through the environment, since command lines are public."""
-    return {"VLLM_API_KEY": request.api_key} if request.api_key else {}
+    """Where the middleware is and what it asks; the API key, since command lines are public."""
+    path = os.pathsep.join(part for part in (MIDDLEWARE, os.environ.get("PYTHONPATH", "")) if part)
+    key = {"VLLM_API_KEY": request.api_key} if request.api_key else {}
+    return {"PYTHONPATH": path, "ENGINEROOM_STATE": request.state, **key}
