@@ -259,7 +259,7 @@ class Catalog:
             row = self.impossible_images[name]
             raise CannotBuild(name, row.reason, row.instead)
         if name not in self.images:
-            raise UnknownName("image", name, [*self.images, *self.impossible_images])
+            raise UnknownName("image", name, self.images)
         return self.images[name]
 
     def stack(self, name: str) -> Stack:
@@ -268,7 +268,7 @@ class Catalog:
             row = self.impossible_stacks[name]
             raise CannotBuild(name, row.reason, row.instead)
         if name not in self.stacks:
-            raise UnknownName("stack", name, [*self.stacks, *self.impossible_stacks])
+            raise UnknownName("stack", name, self.stacks)
         return self.stacks[name]
 
     def release_of(self, image: str) -> Release:

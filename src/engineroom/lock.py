@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sysconfig
 import tempfile
 from pathlib import Path
 
 from engineroom.catalog import Catalog, Release
-from engineroom.errors import EngineRoomError
+from engineroom.errors import EngineRoomError, ServiceUnavailable
 
 PYTHON = "3.11"  # Debian bookworm's, in every image that is made of wheels
 PLATFORM = "x86_64-manylinux_2_36"  # its glibc
@@ -31,6 +32,8 @@ def write_lock(catalog: Catalog, image: str, *, upgrade: bool = False) -> Path:
         raise EngineRoomError(f"{image} is built on the vendor's image {release.base}: there is nothing to lock.")
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(_command(release, Path(folder), target, upgrade), capture_output=True, text=True, check=False)
+    if re.search(r"error sending request|Could not connect|dns error|Request failed", result.stderr):
+        raise ServiceUnavailable(f"The package index cannot be reached, or part of it:\n{result.stderr.strip()}\nSet PIP_INDEX_URL to one that can.")
     if result.returncode:
         raise EngineRoomError(f"The lock of {image} does not resolve:\n{result.stderr.strip()}\nThe old lock is untouched: {target}.")
     return target
