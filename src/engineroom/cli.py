@@ -139,8 +139,10 @@ def up(stack: str) -> None:
     from engineroom.progress import Reporter
     from engineroom.up import Bringup
 
+    rows = catalog()
+    rows.stack(stack)
     reporter = Reporter(root() / "build" / f"{stack}.log")
-    bringup = Bringup(catalog(), host(), stack, reporter.say)
+    bringup = Bringup(rows, host(), stack, reporter.say)
     try:
         reporter.run(bringup.phases())
     except KeyboardInterrupt:

@@ -178,7 +178,6 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
         "start_seconds": start,
         "stop_seconds": stack.drain_seconds + STOP_MARGIN_SECONDS,
         "shm": "16gb" if stack.gpus > 1 else "1gb",
-        "network": f"{name}",
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -10,7 +12,7 @@ import urllib.request
 
 import openai
 import pytest
-from demo import ROOT, Demo
+from demo import ROOT, Demo, free_port
 
 pytestmark = pytest.mark.containers
 
@@ -75,7 +77,7 @@ def test_an_interrupted_run_goes_on(demo: Demo) -> None:
             ["make", "demo"], cwd=ROOT, env=demo.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         time.sleep(seconds)
-        subprocess.run(["kill", "-INT", f"-{process.pid}"], check=False)
+        os.killpg(process.pid, signal.SIGINT)
         stderr = process.communicate(timeout=60)[1]
         assert "Traceback" not in stderr
 
@@ -88,7 +90,7 @@ def test_a_taken_port_is_named(demo: Demo) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        env = {**demo.env, "COMPOSE_PROJECT_NAME": "engineroom-test-other", "API_PORT": str(port)}
+        env = {**demo.env, "COMPOSE_PROJECT_NAME": "engineroom-test-other", "WEBUI_PORT": free_port(), "API_PORT": str(port)}
         result = subprocess.run([".venv/bin/engineroom", "up", "demo-cpu"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
     assert result.returncode == 70
