@@ -132,9 +132,8 @@ def show(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
 def show_json(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
     """The plan for programs."""
     import json
-    from dataclasses import asdict
 
-    shown = {**asdict(decided), "environment": shown_environment(decided), "checks": list(passed)}
+    shown = {**decided._asdict(), "environment": shown_environment(decided), "checks": list(passed)}
     return json.dumps(shown, indent=2)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher import role as roles
 from launcher.engines import ENGINES
@@ -16,8 +14,7 @@ from launcher.facts import ImageFacts
 from launcher.settings import Settings
 
 
-@dataclass(frozen=True)
-class LaunchPlan:
+class LaunchPlan(NamedTuple):
     """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`."""
 
     image: str
@@ -85,9 +82,9 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
 
 def state_file(port: int) -> str:
     """The file in which the supervisor says what it does: loading, ready, draining or stopped."""
-    return os.path.join(tempfile.gettempdir(), f"launch-{port}.state")
+    return os.path.join(os.environ.get("TMPDIR", "/tmp"), f"launch-{port}.state")  # noqa: S108 - one server a port
 
 
 def visible_gpus() -> int:
     """GPUs whose device nodes are in this container."""
-    return len(glob.glob("/dev/nvidia[0-9]*"))
+    return sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev") if name.startswith("nvidia"))

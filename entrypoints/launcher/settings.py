@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.errors import Refused, did_you_mean
@@ -50,8 +49,7 @@ SETTINGS = (
 SECRETS = {"LAUNCH_API_KEY": "key that clients must send", "HF_TOKEN": "token of the model hub"}
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """All settings after flags, environment and defaults; `args` are engine flags from LAUNCH_ARG_*, `extra` from the command line."""
 
     model: str | None

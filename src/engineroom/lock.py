@@ -33,7 +33,9 @@ def write_lock(catalog: Catalog, image: str, *, upgrade: bool = False) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(_command(release, Path(folder), target, upgrade), capture_output=True, text=True, check=False)
     if re.search(r"error sending request|Could not connect|dns error|Request failed", result.stderr):
-        raise ServiceUnavailable(f"The package index cannot be reached, or part of it:\n{result.stderr.strip()}\nSet PIP_INDEX_URL to one that can.")
+        raise ServiceUnavailable(
+            f"The package index cannot be reached, or part of it:\n{result.stderr.strip()}\nSet PIP_INDEX_URL to one that can."
+        )
     if result.returncode:
         raise EngineRoomError(f"The lock of {image} does not resolve:\n{result.stderr.strip()}\nThe old lock is untouched: {target}.")
     return target

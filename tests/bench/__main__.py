@@ -81,12 +81,15 @@ def render() -> Result:
 
 def no_op_build(catalog: Catalog, host: Host) -> Result:
     """All images that are built here, unchanged, in one bake; against one plain `docker build`."""
-    base = ["--build-arg", f"BASE_IMAGE={host.base_image}"] if host.base_image else []
     overlay = ROOT / "build" / "bench.json"
-    settings = {name: {"args": build.target_settings(catalog.release_of(name), host, overlay.parent)["args"]} for name in IMAGES}
+    settings = {name: build.target_settings(catalog.release_of(name), host, overlay.parent) for name in IMAGES}
     overlay.write_text(json.dumps({"target": settings}))
+    one_image = settings["webui"]
+    flags = [f"--build-arg={name}={value}" for name, value in one_image["args"].items()]
+    flags += [f"--secret={secret}" for secret in one_image["secret"]]
+    flags += [f"--build-context={name}={folder}" for name, folder in one_image["contexts"].items()]
     bake = quiet("docker", "buildx", "bake", "--file", "images/bake.json", "--file", overlay, *IMAGES)
-    one = quiet("docker", "build", "--quiet", "--file", "images/webui/Dockerfile", "--target", "image", *base, ".")
+    one = quiet("docker", "build", "--quiet", "--file", "images/webui/Dockerfile", "--target", "image", *flags, ".")
     return Result("rebuild of `cpu` and `webui`, nothing changed", "`docker build` of `webui`", "", *paired(bake, one, 5))
 
 

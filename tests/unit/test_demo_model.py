@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+
 from engineroom.catalog import Catalog, Model
 
 FOLDER = Path(__file__).parents[2] / "models/demo-r1"

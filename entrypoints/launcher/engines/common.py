@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What is to be served, after all settings: sizes in tokens. `args` are engine flags, later ones won.
 
     `state` is the file that says whether the launcher drains.
