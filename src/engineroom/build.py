@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engineroom import resolve
-from engineroom.catalog import Catalog, Release
+from engineroom.catalog import Catalog, Layer, Release
 from engineroom.errors import BuildFailed, EngineRoomError, ServiceUnavailable
 from engineroom.host import Host
 
@@ -50,7 +52,8 @@ def target_settings(release: Release, host: Host, folder: Path) -> dict[str, Any
             file.write_text(text)
             secrets[name] = file
     args = {"BASE_IMAGE": base} if base else {}
-    if host.wheels and any(_has_wheels(host.wheels, layer.packages) for layer in release.layers if layer.index):
+    indexed = [layer for layer in release.layers if layer.index]
+    if host.wheels and indexed and all(_has_wheels(host.wheels, release, layer) for layer in indexed):
         args["EXTRA_INDEX"] = ""
     return {
         "args": args,
@@ -59,8 +62,10 @@ def target_settings(release: Release, host: Host, folder: Path) -> dict[str, Any
     }
 
 
-def _has_wheels(folder: Path, packages: Sequence[str]) -> bool:
-    return all(any(folder.glob(f"{package.replace('-', '_')}-*.whl")) for package in packages)
+def _has_wheels(folder: Path, release: Release, layer: Layer) -> bool:
+    """Whether the folder has the pinned wheels of a layer, so that its own index need not be asked."""
+    pins = [pin.replace("-", "_").replace("==", "-") for pin in release.packages if pin.split("==")[0] in layer.packages]
+    return all(any(folder.glob(f"{pin}-*.whl")) for pin in pins)
 
 
 def ensure_base(host: Host, say: Say) -> Host:
@@ -68,7 +73,8 @@ def ensure_base(host: Host, say: Say) -> Host:
 
     Raises ServiceUnavailable when there is no way to any.
     """
-    if host.base_image or _have(resolve.BASE_IMAGE) or pull(resolve.BASE_IMAGE, say):
+    lost = host.base_image == LOCAL_BASE and not have(LOCAL_BASE)
+    if not lost and (host.base_image or have(resolve.BASE_IMAGE) or pull(resolve.BASE_IMAGE, say)):
         return host
     say("the published base image cannot be pulled here: making one from Debian's packages")
     result = subprocess.run([host.root / "scripts" / "debian-base"], capture_output=True, text=True, check=False)
@@ -77,13 +83,16 @@ def ensure_base(host: Host, say: Say) -> Host:
             f"No base image: the registry of {resolve.BASE_IMAGE.split('@')[0]} cannot be reached, and scripts/debian-base says:\n"
             f"{result.stderr.strip()}\nSet BASE_IMAGE to a Debian 12 image that this machine can pull."
         )
-    host.remember("BASE_IMAGE", LOCAL_BASE)
-    say(f".env now says BASE_IMAGE={LOCAL_BASE}")
+    if not lost:
+        host.remember("BASE_IMAGE", LOCAL_BASE)
+        say(f".env now says BASE_IMAGE={LOCAL_BASE}")
     return Host.load(host.root)
 
 
 def require_docker() -> None:
     """Raises ServiceUnavailable when no Docker engine answers, with what to type."""
+    if not shutil.which("docker"):
+        raise ServiceUnavailable("There is no docker on PATH.\nType: scripts/docker-engine")
     result = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False)
     if result.returncode:
         raise ServiceUnavailable(f"No Docker engine answers: {_last(result.stderr)}\nType: scripts/docker-engine")
@@ -99,13 +108,16 @@ def pull(image: str, say: Say) -> bool:
     return result.returncode == 0
 
 
-def _have(image: str) -> bool:
+def have(image: str) -> bool:
+    """Whether the engine has this image."""
     return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
 
 
 def _bake(root: Path, image: str, overlay: Path, say: Say) -> None:
     command = ["docker", "buildx", "bake", "--progress=plain", "--file", "images/bake.json", "--file", str(overlay), image]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    # buildx 0.20 and newer ask before they read files outside the folder: the certificates, wheels and secrets that we name.
+    env = {**os.environ, "BUILDX_BAKE_ENTITLEMENTS_FS": "0"}
+    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     tail: collections.deque[str] = collections.deque(maxlen=400)
     try:
         for line in process.stdout or ():

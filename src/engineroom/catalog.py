@@ -95,6 +95,8 @@ class Release(Row):
     apt: tuple[Packages, ...] = ()
     leave_out: tuple[Packages, ...] = ()
     settings: tuple[Variable, ...] = ()
+    exceptions: tuple[str, ...] = ()
+    exceptions_until: date | None = None
     why: Reason
     moves_when: Reason
     source: Reason

@@ -47,12 +47,9 @@ def main() -> None:
         click.echo(f"engineroom: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        click.echo(
-            "engineroom: the disk is full. Free space (`df -h` shows where, `docker system prune` helps), then run the same again.",
-            err=True,
-        )
+        full = "the disk is full. Free space (`df -h` shows where, `docker system prune` helps), then run the same again."
+        found = f"{error.filename or 'a file or service'}: {error.strerror or error}."
+        click.echo(f"engineroom: {full if error.errno == errno.ENOSPC else found}", err=True)
         sys.exit(EngineRoomError.exit_code)
 
 

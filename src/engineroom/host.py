@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Host:
     base_image: str
     vendor_image: str
     webui_image: str
+    registry: str
     ca: Path | None
     wheels: Path | None
     index: str
@@ -34,7 +36,7 @@ class Host:
     @classmethod
     def load(cls, root: Path, environ: Mapping[str, str] | None = None) -> Host:
         """Read all settings. Raises CatalogError for a file or port that cannot be."""
-        env = {**{k: v or "" for k, v in dotenv_values(root / ".env").items()}, **(os.environ if environ is None else environ)}
+        env = {**_dotenv(root / ".env"), **(os.environ if environ is None else environ)}
         pip = _pip_configuration(env)
         folders = (env.get("UV_FIND_LINKS") or env.get("PIP_FIND_LINKS") or pip.get("find-links", "")).split()
         found = [folder for folder in folders if Path(folder).is_dir()]
@@ -43,6 +45,7 @@ class Host:
             base_image=env.get("BASE_IMAGE", ""),
             vendor_image=env.get("VENDOR_IMAGE", ""),
             webui_image=env.get("WEBUI_IMAGE", ""),
+            registry=env.get("ENGINEROOM_REGISTRY", ""),
             ca=_file(env, "BUILD_CA") or _existing(env.get("SSL_CERT_FILE", "")) or _existing(str(SYSTEM_CA)),
             wheels=_folder(env, "WHEELS") or (Path(found[0]) if found else None),
             index=env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL") or env.get("PIP_INDEX_URL") or pip.get("index-url", ""),
@@ -53,13 +56,24 @@ class Host:
 
     def remember(self, name: str, value: str) -> None:
         """Write one setting into `.env`, so that plain `docker compose up` finds it too."""
-        set_key(self.root / ".env", name, value, quote_mode="never")
+        file = self.root / ".env"
+        file.touch()
+        set_key(file, name, value, quote_mode="never")
+        file.chmod(0o644)
+
+
+def _dotenv(file: Path) -> dict[str, str]:
+    try:
+        return {name: value or "" for name, value in dotenv_values(file).items()}
+    except UnicodeDecodeError:
+        raise CatalogError(f"{file} is no UTF-8 text. Write it anew; .env.example shows the form.") from None
 
 
 def _pip_configuration(env: Mapping[str, str]) -> dict[str, str]:
-    """The [global] section of pip's configuration files; later files win."""
+    """The [global] section of pip's configuration files, as far as it can be read; later files win."""
     parser = configparser.RawConfigParser()
-    parser.read([Path(name).expanduser() for name in (*PIP_FILES, env.get("PIP_CONFIG_FILE", "")) if name])
+    with contextlib.suppress(configparser.Error, UnicodeDecodeError):
+        parser.read([Path(name).expanduser() for name in (*PIP_FILES, env.get("PIP_CONFIG_FILE", "")) if name])
     return dict(parser["global"]) if parser.has_section("global") else {}
 
 

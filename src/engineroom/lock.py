@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engineroom.catalog import Catalog, Release
 from engineroom.errors import EngineRoomError, ServiceUnavailable
+from engineroom.host import Host
 
 PYTHON = "3.11"  # Debian bookworm's, in every image that is made of wheels
 PLATFORM = "x86_64-manylinux_2_36"  # its glibc
@@ -27,11 +28,11 @@ def write_lock(catalog: Catalog, image: str, *, upgrade: bool = False) -> Path:
     Raises EngineRoomError with what the resolver found to be in conflict.
     """
     release = catalog.release_of(image)
-    target = lock_path(catalog, image)
+    target, index = lock_path(catalog, image), Host.load(catalog.root).index
     if release.install != "wheels":
         raise EngineRoomError(f"{image} is built on the vendor's image {release.base}: there is nothing to lock.")
     with tempfile.TemporaryDirectory() as folder:
-        result = subprocess.run(_command(release, Path(folder), target, upgrade), capture_output=True, text=True, check=False)
+        result = subprocess.run(_command(release, Path(folder), target, upgrade, index), capture_output=True, text=True, check=False)
     if re.search(r"error sending request|Could not connect|dns error|Request failed", result.stderr):
         raise ServiceUnavailable(
             f"The package index cannot be reached, or part of it:\n{result.stderr.strip()}\nSet PIP_INDEX_URL to one that can."
@@ -41,7 +42,7 @@ def write_lock(catalog: Catalog, image: str, *, upgrade: bool = False) -> Path:
     return target
 
 
-def _command(release: Release, folder: Path, target: Path, upgrade: bool) -> list[str]:
+def _command(release: Release, folder: Path, target: Path, upgrade: bool, index: str) -> list[str]:
     wanted, excluded = folder / "packages.in", folder / "excluded.txt"
     wanted.write_text("".join(f"{package}\n" for package in release.packages))
     excluded.write_text("".join(f"{package}\n" for group in release.leave_out for package in group.packages))
@@ -53,4 +54,6 @@ def _command(release: Release, folder: Path, target: Path, upgrade: bool) -> lis
         *("--python-version", PYTHON, "--python-platform", PLATFORM, "--only-binary", ":all:"),
         *("--output-file", str(target), *horizon, *(["--upgrade"] if upgrade else [])),
         *(f"--find-links={part}" for part in folders),
+        *(f"--index={layer.index}" for layer in release.layers if layer.index and not folders),
+        *(["--default-index", index] if index else []),
     ]

@@ -15,17 +15,8 @@ from engineroom import resolve
 from engineroom.catalog import FILES, Catalog
 from engineroom.errors import CatalogError, EngineRoomError
 
-NOTE = "rendered by `engineroom render`"
-OWNED = (
-    "images/*/Dockerfile",
-    "images/*/image.json",
-    "images/*/*.txt",
-    "images/schema/*.json",
-    "images/bake.json",
-    "compose/*.yaml",
-    "compose.yaml",
-)
-NOT_OWNED = ("locks",)  # folders of images/ that hold sources
+MARK = "# Rendered by `engineroom render`"  # first line of every file that can hold a comment
+MARKED = ("images/*/Dockerfile", "compose/*.yaml", "compose.yaml")
 
 
 def outputs(catalog: Catalog) -> dict[str, str]:
@@ -102,9 +93,11 @@ def diff(catalog: Catalog) -> str:
 
 
 def _owned(root: Path) -> set[str]:
-    """Files on disk in places where only rendered files are."""
-    paths = {path.relative_to(root) for pattern in OWNED for path in root.glob(pattern)}
-    return {path.as_posix() for path in paths if path.parts[1:2] != ("locks",)}
+    """Rendered files on disk, known by their first line; files without comments by the rendered Dockerfile beside them."""
+    found = {path for pattern in MARKED for path in root.glob(pattern) if path.read_text().startswith(MARK)}
+    found |= {path for file in found if file.name == "Dockerfile" for path in file.parent.glob("*.txt")}
+    found |= {file.parent / "image.json" for file in found if file.name == "Dockerfile" and (file.parent / "image.json").exists()}
+    return {path.relative_to(root).as_posix() for path in (*found, *root.glob("images/schema/*.json"))}
 
 
 def _json(data: Any) -> str:

@@ -8,13 +8,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engineroom.catalog import Catalog, Image, Release, Stack, Variable
+from engineroom.catalog import Catalog, Image, Model, Release, Stack, Variable
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"
 REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 PAGE_IMAGE = "webui"
-LOAD_BYTES_PER_SECOND = 500_000_000  # a slow network disk; only a deadline depends on it
+FETCH_BYTES_PER_SECOND = 20_000_000  # a slow line to the model hub; only a deadline depends on it
+MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weights on disk
 START_SECONDS = 600  # imports, compilation and graph capture, generously
 STOP_MARGIN_SECONDS = 15  # between the launcher's deadline and Docker's
 
@@ -85,8 +86,8 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
     """image.json: what the launcher must know about the image that it is in."""
     image, release = catalog.images[name], catalog.release_of(name)
     args = {setting.flag: setting.value for setting in image.args}
-    if image.model and catalog.models[image.model].reasoning:
-        args["reasoning-parser"] = catalog.models[image.model].reasoning
+    if image.model and (parser := reasoning_parser(catalog.models[image.model], release)):
+        args["reasoning-parser"] = parser
     return {
         "image": name,
         "engine": release.engine,
@@ -167,14 +168,14 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
         "title": stack.title,
         "image": tag(stack.image, release),
         "dockerfile": f"images/{stack.image}/Dockerfile",
-        "base": release.base or BASE_IMAGE,
+        "base": f"${{VENDOR_IMAGE:-{release.base}}}" if release.base else f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
         "page_image": page.published,
         "page_settings": {variable.name: variable for variable in page.settings},
         "model": model_folder(stack.model) if inside else model.hub,
         "model_name": stack.model,
         "nodes": stack.nodes,
         "gpus": stack.gpus,
-        "engine_environment": engine_environment(stack, model.reasoning, start),
+        "engine_environment": engine_environment(stack, reasoning_parser(model, release), start),
         "start_seconds": start,
         "stop_seconds": stack.drain_seconds + STOP_MARGIN_SECONDS,
         "shm": "16gb" if stack.gpus > 1 else "1gb",
@@ -182,8 +183,13 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
 
 
 def start_seconds(stack: Stack, model_bytes: int) -> int:
-    """Deadline for the first token: the row's own, else from the bytes that must be read."""
-    return stack.start_seconds or START_SECONDS + model_bytes // LOAD_BYTES_PER_SECOND
+    """Deadline for the first token: the row's own, else from the bytes that may have to be fetched first."""
+    return stack.start_seconds or min(START_SECONDS + model_bytes // FETCH_BYTES_PER_SECOND, MOST_START_SECONDS)
+
+
+def reasoning_parser(model: Model, release: Release) -> str:
+    """The parser's name in the engine's own spelling: vLLM says deepseek_r1, the others deepseek-r1."""
+    return model.reasoning if release.engine == "vllm" else model.reasoning.replace("_", "-")
 
 
 def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Variable]:

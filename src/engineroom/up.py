@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 
@@ -54,14 +53,28 @@ class Bringup:
             self.host = build.ensure_base(self.host, self.say)
 
     def engine_image(self) -> None:
-        """The stack's image."""
-        build.build(self.catalog, self.host, [self.row.image], self.say)
+        """The stack's image: from the registry that is set, else built here; what is there serves when nothing can be reached."""
+        name = resolve.tag(self.row.image, self.catalog.release_of(self.row.image))
+        if self.host.registry:
+            if not build.pull(self.host.registry + name, self.say):
+                raise ServiceUnavailable(
+                    f"{self.host.registry}{name} cannot be pulled. Correct ENGINEROOM_REGISTRY, or unset it to build here."
+                )
+            return
+        try:
+            build.build(self.catalog, self.host, [self.row.image], self.say)
+        except ServiceUnavailable as error:
+            if not build.have(name):
+                raise
+            self.say(f"{error} Going on with {name} as it is.")
 
     def page_image(self) -> None:
         """Open WebUI's published image where it can be pulled, else ours, which `.env` then names."""
         release = self.catalog.release_of(resolve.PAGE_IMAGE)
         own = resolve.tag(resolve.PAGE_IMAGE, release)
-        if self.host.webui_image not in ("", own) or (not self.host.webui_image and build.pull(release.published, self.say)):
+        if self.host.webui_image not in ("", own) or (
+            not self.host.webui_image and (build.have(release.published) or build.pull(release.published, self.say))
+        ):
             return
         build.build(self.catalog, self.host, [resolve.PAGE_IMAGE], self.say)
         if not self.host.webui_image:
@@ -103,13 +116,17 @@ class Bringup:
         return f"""
 Chat    http://localhost:{self.host.webui_port}
         {key}
-API     curl -sN http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+API     curl -sN --noproxy localhost http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 Stop    make down
 """
 
     def _has_account(self) -> bool:
-        with urllib.request.urlopen(f"http://localhost:{self.host.webui_port}/api/config", timeout=10) as response:
-            return not json.load(response).get("onboarding", False)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the page is on this machine, whatever proxy is set
+        try:
+            with direct.open(f"http://localhost:{self.host.webui_port}/api/config", timeout=10) as response:
+                return not json.load(response).get("onboarding", False)
+        except (OSError, ValueError):
+            return False
 
     def _container(self, service: str) -> Container | None:
         result = self._compose("ps", "--all", "--quiet", service, quiet=True)
@@ -127,13 +144,13 @@ Stop    make down
         container = self._container(service)
         if container is None:
             raise EngineRoomError(f"{service} was not created. Type: docker compose up {service}")
-        deadline, since = time.monotonic() + seconds, int(time.time()) - 1
+        deadline, since, restarts = time.monotonic() + seconds, int(time.time()) - 1, container.attrs["RestartCount"]
         while time.monotonic() < deadline:
             container.reload()
             state = container.attrs["State"]
             if state.get("Health", {}).get("Status") == "healthy":
                 return
-            if state["Status"] in ("exited", "dead") or container.attrs["RestartCount"]:
+            if state["Status"] in ("exited", "dead") or container.attrs["RestartCount"] > restarts:
                 tail = container.logs(tail=40).decode("utf-8", "replace").rstrip()
                 raise EngineRoomError(f"{service} ended with status {state['ExitCode']}. Its last lines:\n{tail}")
             now = int(time.time())
@@ -155,11 +172,12 @@ Stop    make down
 
 def down(host: Host, *, volumes: bool = False) -> None:
     """Stop and remove every container of this project; chats and caches stay unless `volumes`."""
+    build.require_docker()
     result = subprocess.run(
         ["docker", "compose", "--profile", "*", "down", *(["--volumes"] if volumes else [])], cwd=host.root, check=False
     )
     if result.returncode:
-        raise ServiceUnavailable("docker compose down failed; see above. Is the Docker engine running? Type: scripts/docker-engine")
+        raise EngineRoomError("docker compose down failed; see above.")
 
 
 def _taken(port: int) -> bool:

@@ -119,6 +119,7 @@ def test_fault_07_docker_stop_while_a_stream_runs(hardened: Server) -> None:
     assert hardened.exit_code(10) == 0
 
 
+@pytest.mark.fault(1)  # without its core the real engine ends with status 0
 @pytest.mark.fault(2)
 @pytest.mark.parametrize("victim", ["vllm serve", "EngineCore"])
 def test_fault_02_engine_killed(serve: Serve, victim: str) -> None:

@@ -36,6 +36,7 @@ def copy_catalog(folder: Path) -> Path:
         (("up", "v3-a100x2"), {}, 78, "313 GiB on each of two A100"),
         (("image", "cpu"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "Type: scripts/docker-engine"),
         (("images",), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "Type: scripts/docker-engine"),
+        (("down",), {"PATH": "/nowhere"}, 69, "There is no docker on PATH"),
         (("up", "demo-cpu"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "127.0.0.1:1"),
         (("up", "demo-cpu"), {"API_PORT": "eighty"}, 78, "API_PORT is 'eighty', which is no port"),
         (("lock", "b200-fp4"), {}, 70, "there is nothing to lock"),
@@ -71,6 +72,12 @@ def test_render_check_names_the_file(tmp_path: Path) -> None:
     assert "compose/demo-cpu.yaml: stale or edited" in checked.stderr
     assert engineroom("render", cwd=copy).stdout == "compose/demo-cpu.yaml\n"
     assert engineroom("render", "--check", cwd=copy).returncode == 0
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_render_does_not_depend_on_hashes(seed: str) -> None:
+    """The order of sets and dicts leaves no trace in a rendered file."""
+    assert engineroom("render", "--check", PYTHONHASHSEED=seed).returncode == 0
 
 
 def test_no_network(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def test_a_stack_is_server_and_page(stack: str) -> None:
     assert set(config["services"]) == {stack, f"{stack}-engine"}
     assert page["depends_on"][f"{stack}-engine"]["condition"] == "service_healthy"
     assert page["environment"]["DEFAULT_MODELS"] == engine["environment"]["LAUNCH_MODEL_NAME"] == row.model
-    assert all(port["host_ip"] == "127.0.0.1" for service in (page, engine) for port in service.get("ports", []))
+    assert [port["host_ip"] for port in page["ports"]] == ["127.0.0.1"]
+    if row.nodes == 1:  # several nodes: the host's own network, and the launcher refuses them so far
+        assert [port["host_ip"] for port in engine["ports"]] == ["127.0.0.1"]
     assert engine["healthcheck"]["test"] == ["CMD", "launch", "health", "--ready"]
     assert engine["read_only"]
     assert engine["cap_drop"] == ["ALL"]

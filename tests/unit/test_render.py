@@ -72,6 +72,24 @@ def test_a_changed_row_makes_its_files_stale(copy: Path, file: str, old: str, ne
     assert f"+++ b/{stale}" in render.diff(Catalog(copy))
 
 
+def test_files_of_the_users_own_are_left_alone(copy: Path) -> None:
+    """A compose file that was not rendered is none of the renderer's business."""
+    mine = copy / "compose/mine.yaml"
+    mine.write_text("services: {}\n")
+
+    assert render.write(Catalog(copy)) == []
+    assert mine.exists()
+
+
+def test_parsers_are_spelt_as_their_engines_do(catalog: Catalog) -> None:
+    """vLLM calls the reasoning parser deepseek_r1, SGLang and TensorRT-LLM call it deepseek-r1."""
+    for name, stack in catalog.stacks.items():
+        engine = catalog.release_of(stack.image).engine
+        found = resolve.compose(catalog, name)["engine_environment"].get("LAUNCH_ARG_REASONING_PARSER")
+        if catalog.models[stack.model].reasoning:
+            assert found.value == ("deepseek_r1" if engine == "vllm" else "deepseek-r1"), name
+
+
 def test_a_misspelt_name_in_a_template_stops_the_render(copy: Path) -> None:
     """Templates are strict: an unknown name is an error that says where."""
     (copy / "images/templates/vllm.Dockerfile.j2").write_text("FROM {{ bse }}\n")
@@ -121,6 +139,10 @@ def test_locks_are_hashed_and_name_no_host() -> None:
             assert "--hash=sha256:" in lines, f"{lock.name}: {package}"
 
 
+def same(one: Path, other: Path) -> bool:
+    return other.exists() and one.read_bytes() == other.read_bytes()
+
+
 GPU = """
 [t4]
 title = "NVIDIA T4"
@@ -166,7 +188,8 @@ def test_growth_costs_what_was_promised(copy: Path, rows: dict[str, str], lock: 
 
     written = render.write(Catalog(copy))
 
-    assert len(rows) == files
+    differ = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file() and not same(p, ROOT / p.relative_to(copy))}
+    assert len(differ - set(written) - {f"images/locks/{lock}.txt"}) == files
     assert rendered in written
     assert all(what in render.outputs(Catalog(copy)) for what in written)
     assert changed(copy) == {}
