@@ -41,14 +41,16 @@ def port_is_free(plan: LaunchPlan) -> str:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((b"", plan.port))  # bytes: a text would load the idna codec
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise Refused(
-                f"Port {plan.port} cannot be used: {getattr(error, 'strerror', None) or error}.\n"
-                "Stop what listens there (`ss -ltnp`), or set LAUNCH_PORT to another."
+                f"Port {plan.port} cannot be used: {error.strerror}.\nStop what listens there (`ss -ltnp`), or set LAUNCH_PORT to another."
             ) from None
     return f"port {plan.port} is free"
 
 
 def _listing(folder: str) -> str:
-    names, most = sorted(os.listdir(folder)), 6
+    try:
+        names, most = sorted(os.listdir(folder)), 6
+    except OSError as error:
+        return f"it cannot be listed by user {os.getuid()} ({error.strerror}; `chmod -R a+rX` on the host helps)."
     return f"it holds {', '.join(names[:most])}{' …' if len(names) > most else ''}." if names else "it is empty."

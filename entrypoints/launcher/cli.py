@@ -45,15 +45,19 @@ def become(argv: Sequence[str]) -> None:
     """Replace this process with another program. Raises BadUsage when there is none of that name."""
     try:
         os.execvp(argv[0], list(argv))  # noqa: S606 - the very point
-    except OSError as error:
+    except (OSError, ValueError) as error:
         hint = did_you_mean(argv[0], list(COMMANDS))
-        raise BadUsage(f"{argv[0]} is no command of the launcher and no program that can be run here ({error.strerror}).{hint}") from None
+        raise BadUsage(
+            f"{argv[0]} is no command of the launcher and no program that can be run here ({getattr(error, 'strerror', None) or error}).{hint}"
+        ) from None
 
 
 def setting_options(command: click.Command) -> click.Command:
     """Give a command one option for each setting, read from its environment variable when absent."""
     for setting in reversed(settings.SETTINGS):
-        kind = click.Choice(setting.choices) if setting.choices else setting.kind
+        kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
+        if setting.low is not None:
+            kind = (click.IntRange if setting.kind is int else click.FloatRange)(setting.low, setting.high)
         option = click.Option(
             [f"--{setting.name.replace('_', '-')}"],
             type=kind,
@@ -70,6 +74,8 @@ def setting_options(command: click.Command) -> click.Command:
 def read(options: dict[str, Any], extra: Sequence[str] = ()) -> settings.Settings:
     """All settings, from click's options and the environment. Raises Refused."""
     settings.check_names(os.environ)
+    for argument in extra:
+        settings.check_flag(argument.lstrip("-").split("=")[0])
     secrets = settings.read_secrets(os.environ)
     return settings.Settings(**options, args=settings.engine_args(os.environ), extra=tuple(extra), secrets=secrets)
 
@@ -101,16 +107,23 @@ def serve(context: click.Context, /, dry_run: bool, as_json: bool, **options: An
 
 @cli.command()
 @click.option("--ready", is_flag=True, help="Also ask for the model and for one token.")
-def health(ready: bool, **options: Any) -> None:
-    """Live: the server answers. With --ready: it lists its model and generates a token."""
+@click.pass_context
+def health(context: click.Context, /, ready: bool, **options: Any) -> None:
+    """Live: the server answers. With --ready: it lists its model and generates a token.
+
+    Without a port it asks the only server that a launcher has started here, whatever its port.
+    """
     from launcher.engines import ENGINES
     from launcher.probe import Server, State
 
     chosen = read(options)
-    server = Server(ENGINES[facts.load(chosen.image).engine], chosen.port, chosen.secrets.get("LAUNCH_API_KEY"))
+    port = chosen.port
+    if context.get_parameter_source("port") is click.core.ParameterSource.DEFAULT:
+        port = plan.only_port() or port
+    server = Server(ENGINES[facts.load(chosen.image).engine], port, chosen.secrets.get("LAUNCH_API_KEY"))
     server.live()
     if ready:
-        if State(plan.state_file(chosen.port)).read() == "draining":
+        if State(plan.state_file(port)).read() == "draining":
             raise Unavailable("draining: no new requests are taken")
         server.token(server.model())
     click.echo("ready" if ready else "live")

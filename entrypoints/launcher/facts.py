@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from launcher.engines import ENGINES
 from launcher.errors import Refused
 
 
@@ -30,8 +31,11 @@ def load(path: str) -> ImageFacts:
     """Read image.json. Raises Refused when it is missing or is not one."""
     try:
         with open(path, encoding="utf-8") as file:
-            return ImageFacts(**json.load(file))
+            found = ImageFacts(**json.load(file))
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror}): is this an Engine Room image? LAUNCH_IMAGE may name the file.") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise Refused(f"{path} is no image.json of this launcher: {error}.") from None
+    if found.engine not in ENGINES or not isinstance(found.args, dict) or not isinstance(found.env, dict):
+        raise Refused(f"{path} is no image.json of this launcher: engine {found.engine!r}, args {found.args!r}, env {found.env!r}.")
+    return found

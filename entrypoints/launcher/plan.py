@@ -43,16 +43,18 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
             "No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B."
         )
     engine = ENGINES[facts.engine]
-    gpus = visible_gpus() if settings.gpus is None else settings.gpus
+    gpus = visible_gpus(env, facts) if settings.gpus is None else settings.gpus
+    pp = settings.pp or settings.nodes
     request = Request(
         model=model,
         model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],
         port=settings.port,
-        tp=settings.tp or max(gpus, 1),
-        pp=settings.pp or settings.nodes,
+        tp=settings.tp or max(gpus * settings.nodes // pp, 1),
+        pp=pp,
         max_model_len=settings.max_model_len,
         max_seqs=settings.max_seqs,
-        args={**facts.args, **settings.args},
+        defaults=facts.args,
+        args=settings.args,
         extra=settings.extra,
         api_key=settings.secrets.get("LAUNCH_API_KEY"),
         state=state_file(settings.port),
@@ -85,6 +87,18 @@ def state_file(port: int) -> str:
     return os.path.join(os.environ.get("TMPDIR", "/tmp"), f"launch-{port}.state")  # noqa: S108 - one server a port
 
 
-def visible_gpus() -> int:
-    """GPUs whose device nodes are in this container."""
+def only_port() -> int | None:
+    """The port of the only launcher that has left a state file here, if there is just one."""
+    folder = os.path.dirname(state_file(0))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    ports = [name[len("launch-") : -len(".state")] for name in names if name.startswith("launch-") and name.endswith(".state")]
+    return int(ports[0]) if len(ports) == 1 and ports[0].isdigit() else None
+
+
+def visible_gpus(env: Mapping[str, str], facts: ImageFacts) -> int:
+    """GPUs that the engine may use: those of CUDA_VISIBLE_DEVICES, else those whose device nodes are in this container."""
+    if not any(facts.gpus.values()):
+        return 0
+    if env.get("CUDA_VISIBLE_DEVICES"):
+        return len(env["CUDA_VISIBLE_DEVICES"].split(","))
     return sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev") if name.startswith("nvidia"))

@@ -28,10 +28,11 @@ class Server:
 
     def model(self) -> str:
         """The name of the served model. Raises Unavailable when none is listed."""
-        models = json.loads(self._request("GET", "/v1/models", timeout=LIVE_TIMEOUT)).get("data") or []
-        if not models:
-            raise Unavailable("/v1/models lists no model")
-        return str(models[0]["id"])
+        text = self._request("GET", "/v1/models", timeout=LIVE_TIMEOUT)
+        try:
+            return str(json.loads(text)["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise Unavailable(f"/v1/models lists no model: {text[:200]}") from None
 
     def token(self, model: str, timeout: float = TOKEN_TIMEOUT) -> None:
         """Have one token generated. A busy server that makes progress counts: its queue may be longer than our patience.
@@ -53,18 +54,19 @@ class Server:
 
     def running(self) -> float | None:
         """Requests running or waiting, or None where the engine does not say."""
-        found = [self._metric(name) for name in self.engine.RUNNING]
-        known = [value for value in found if value is not None]
-        return sum(known) if known else None
+        return self._metric(*self.engine.RUNNING)
 
-    def _metric(self, name: str) -> float | None:
-        """Sum over all label sets of one metric of the Prometheus text format."""
+    def _metric(self, *names: str) -> float | None:
+        """Sum over all label sets of metrics of the Prometheus text format."""
         try:
             text = self._request("GET", "/metrics", timeout=METRIC_TIMEOUT)
         except Unavailable:
             return None
-        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
+        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] in names]
+        try:
+            return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
+        except (ValueError, LookupError):
+            return None
 
     def _request(self, method: str, path: str, body: str | None = None, *, timeout: float) -> str:
         import http.client  # 40 ms: not before the engine runs
@@ -74,8 +76,9 @@ class Server:
             connection.request(method, path, body, self.headers)
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            shown = "" if isinstance(error, ValueError) else error  # its text may hold the key
+            raise Unavailable(f"{method} {path}: {shown or type(error).__name__}") from None
         finally:
             connection.close()
         if response.status != 200:  # noqa: PLR2004 - plain HTTP

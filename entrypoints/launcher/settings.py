@@ -20,6 +20,8 @@ class Setting(NamedTuple):
     default: object
     help: str
     choices: tuple[str, ...] = ()
+    low: int | None = None
+    high: int | None = None
 
     @property
     def variable(self) -> str:
@@ -31,22 +33,24 @@ SETTINGS = (
     Setting("model", str, None, "Folder or hub id of the model."),
     Setting("model_name", str, None, "Name that the API shows."),
     Setting("role", str, "auto", "What this container does.", ("auto", "single", "head", "worker")),
-    Setting("nodes", int, 1, "Nodes in the stack."),
-    Setting("gpus", int, None, "GPUs a node (default: what is visible)."),
+    Setting("nodes", int, 1, "Nodes in the stack.", low=1),
+    Setting("gpus", int, None, "GPUs a node (default: what is visible).", low=0),
     Setting("head", str, None, "Address of the head node."),
-    Setting("tp", int, None, "Tensor parallel size (default: the GPUs of a node)."),
-    Setting("pp", int, None, "Pipeline parallel size (default: the nodes)."),
-    Setting("port", int, 8000, "Port of the API."),
-    Setting("max_model_len", int, None, "Longest context, in tokens."),
-    Setting("max_seqs", int, None, "Most requests at once."),
-    Setting("join_seconds", float, 600.0, "Deadline for the nodes to join."),
-    Setting("start_seconds", float, 3600.0, "Deadline for the engine to become ready."),
-    Setting("drain_seconds", float, 120.0, "Deadline for running requests after SIGTERM."),
-    Setting("probe_seconds", float, 30.0, "Time between one-token probes of a ready engine; 0 switches them off."),
+    Setting("tp", int, None, "Tensor parallel size (default: the GPUs of a node).", low=1),
+    Setting("pp", int, None, "Pipeline parallel size (default: the nodes).", low=1),
+    Setting("port", int, 8000, "Port of the API.", low=1, high=65535),
+    Setting("max_model_len", int, None, "Longest context, in tokens.", low=1),
+    Setting("max_seqs", int, None, "Most requests at once.", low=1),
+    Setting("join_seconds", float, 600.0, "Deadline for the nodes to join.", low=0),
+    Setting("start_seconds", float, 3600.0, "Deadline for the engine to become ready.", low=0),
+    Setting("drain_seconds", float, 120.0, "Deadline for running requests after SIGTERM.", low=0),
+    Setting("probe_seconds", float, 30.0, "Time between one-token probes of a ready engine; 0 switches them off.", low=0),
     Setting("executor", str, "auto", "How several GPUs work together.", ("auto", "ray", "native", "mp")),
     Setting("image", str, IMAGE_FACTS, "File that says what this image is."),
 )
-SECRETS = {"LAUNCH_API_KEY": "key that clients must send", "HF_TOKEN": "token of the model hub"}
+SECRETS = ("LAUNCH_API_KEY", "HF_TOKEN")
+# Flags of the engine that are the launcher's own: it must know them, or they would stand in the open.
+OWN_FLAGS = {"api-key": "LAUNCH_API_KEY_FILE", "port": "LAUNCH_PORT", "served-model-name": "LAUNCH_MODEL_NAME"}
 
 
 class Settings(NamedTuple):
@@ -90,12 +94,25 @@ def check_names(env: Mapping[str, str]) -> None:
 
 
 def engine_args(env: Mapping[str, str]) -> dict[str, str]:
-    """LAUNCH_ARG_MAX_NUM_SEQS=64 as {"max-num-seqs": "64"}."""
-    return {
-        name.removeprefix(ARG_PREFIX).lower().replace("_", "-"): value
-        for name, value in env.items()
-        if name.startswith(ARG_PREFIX) and name != ARG_PREFIX
-    }
+    """LAUNCH_ARG_MAX_NUM_SEQS=64 as {"max-num-seqs": "64"}.
+
+    Raises Refused for an empty name, and for flags that are settings of the launcher.
+    """
+    found = {}
+    for name, value in env.items():
+        if name.startswith(ARG_PREFIX):
+            flag = name.removeprefix(ARG_PREFIX).lower().replace("_", "-")
+            if not flag:
+                raise Refused(f"{name} names no flag. Write {ARG_PREFIX}<FLAG>, for example {ARG_PREFIX}SEED=7.")
+            check_flag(flag)
+            found[flag] = value
+    return found
+
+
+def check_flag(flag: str) -> None:
+    """Raises Refused for a flag of the engine that is a setting of the launcher."""
+    if flag in OWN_FLAGS:
+        raise Refused(f"The engine's --{flag} is set by the launcher. Use {OWN_FLAGS[flag]}.")
 
 
 def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
@@ -105,7 +122,7 @@ def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
     """
     found = {}
     for name in SECRETS:
-        value, path = env.get(name, ""), env.get(f"{name}_FILE", "")
+        value, path = env.get(name, "").strip(), env.get(f"{name}_FILE", "")
         if value and path:
             raise Refused(f"Both {name} and {name}_FILE are set; keep one.")
         if path:
@@ -118,6 +135,10 @@ def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
                     f"{name}_FILE names {path}, which cannot be read: {reason}.\n"
                     "Give the file to the container's user, for example `chmod 0444` on the host, or unset the variable."
                 ) from None
+        if not (value.isascii() and value.isprintable()):
+            raise Refused(f"{name} holds characters that cannot travel in a header: use printable ASCII.")  # never the value
         if value:
             found[name] = value
+    if "LAUNCH_API_KEY" not in found and env.get("VLLM_API_KEY"):  # passed through to the engine: our probes need it as well
+        found["LAUNCH_API_KEY"] = env["VLLM_API_KEY"]
     return found

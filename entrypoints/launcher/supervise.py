@@ -17,7 +17,7 @@ import time
 from typing import IO
 
 from launcher.engines import ENGINES
-from launcher.errors import EngineDied, LaunchError, StartTimeout, Unavailable
+from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.plan import LaunchPlan
 from launcher.probe import TOKEN_TIMEOUT, Server, State
 
@@ -59,24 +59,32 @@ class Supervisor:
         self.kill_at: float | None = None
         self.next_look, self.idle = 0.0, 0
         self.terminated = False  # the engine has had its SIGTERM
+        self.killed = False  # or worse, and from us
+        self.announced = False
 
     def run(self) -> int:
         """See `run` above."""
         _prctl(PR_SET_CHILD_SUBREAPER)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some parents, and then nothing could be reaped
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         self.began = time.monotonic()
-        self.state.write("loading")
+        try:
+            self.state.write("loading")
+        except OSError as error:
+            raise Refused(f"{self.state.path} cannot be written ({error.strerror}): set TMPDIR to a folder that can.") from None
         self.engine = self._start()
         pump = threading.Thread(target=self._pump, args=(self.engine.stdout,), daemon=True)
         pump.start()
         threading.Thread(target=self._watch, daemon=True).start()
-        status = self._loop()
-        kill_descendants()
+        try:
+            status = self._loop()
+        finally:
+            kill_descendants()
         pump.join(timeout=2)
-        self.state.write("stopped")
-        if self.failure:
+        self._tell("stopped")
+        if self.failure and not self.stops:
             raise self._with_tail(self.failure)
-        if not self.stops:
+        if not (self.terminated or self.killed):
             raise self._with_tail(EngineDied(f"The engine {_ending(status)} after {self._age()}, and nobody had asked it to end."))
         say(f"stopped on request after {self._age()}")
         return 0
@@ -108,15 +116,19 @@ class Supervisor:
             status = self._reap()
             if status is not None:
                 return status
-            if self.failure:
+            if self.ready.is_set() and not self.announced and not self.stops:
+                self.announced = True
+                self._tell("ready")
+                say(f"ready after {self._age()}: port {self.plan.port}")
+            if self.failure and not self.stops:
                 say(f"{self.failure} Ending the engine.")
-                kill_descendants()
+                self._kill()
             elif self.stops and not self.terminated and self._drained():
                 self.kill_at = time.monotonic() + STOP_GRACE
                 self._terminate()
             if self.kill_at is not None and time.monotonic() > self.kill_at:
                 say("deadline passed: killing what is left")
-                kill_descendants()
+                self._kill()
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number in FORWARD:
@@ -127,7 +139,7 @@ class Supervisor:
                 self._stop(number)
             else:
                 say(f"{number.name} again: killing the engine")
-                kill_descendants()
+                self._kill()
 
     def _stop(self, number: signal.Signals) -> None:
         """First request to stop: a loading engine ends at once, a ready one finishes what it is doing."""
@@ -137,9 +149,11 @@ class Supervisor:
             self.kill_at = now + LOADING_GRACE
             self._terminate()
             return
-        self.state.write("draining")
+        self._tell("draining")
         say(f"{number.name}: draining, {self.plan.drain_seconds:g} s at most")
         self.kill_at = now + self.plan.drain_seconds
+        if not ENGINES[self.plan.engine].RUNNING:  # it does not say what runs: its own ending must do, and gets the time
+            self._terminate()
 
     def _drained(self) -> bool:
         """Nothing has been running for a while, as far as the engine tells."""
@@ -147,8 +161,17 @@ class Supervisor:
         if now < self.next_look:
             return False
         self.next_look = now + 1
-        self.idle = 0 if self.server.running() else self.idle + 1
+        self.idle = self.idle + 1 if self.server.running() == 0 else 0  # no answer is not idle
         return self.idle == IDLE_CHECKS
+
+    def _kill(self) -> None:
+        self.killed = True
+        kill_descendants()
+
+    def _tell(self, word: str) -> None:
+        """Write the state; a full or vanished folder must not end a server."""
+        with contextlib.suppress(OSError):
+            self.state.write(word)
 
     def _terminate(self) -> None:
         self.terminated = True
@@ -168,11 +191,15 @@ class Supervisor:
 
     def _pump(self, stream: IO[bytes]) -> None:
         """Pass the engine's output on, and keep its last lines."""
-        for line in stream:
-            self.tail.append(line)
+        rest = b""
+        while chunk := os.read(stream.fileno(), 65536):  # not by lines: a progress bar ends none
             with contextlib.suppress(OSError):  # nobody reads our output: the engine must not hang on that
-                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
+            *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+            self.tail.extend(line for line in lines if line)
+            rest = rest[-4096:]
+        self.tail.extend([rest] if rest else [])
 
     def _watch(self) -> None:
         """Wait until a token comes out, then see to it that tokens keep coming out."""
@@ -181,6 +208,8 @@ class Supervisor:
             self._guard(model)
         except LaunchError as error:
             self.failure = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody would watch any more
+            self.failure = EngineDied(f"The engine's answers are not understood ({type(error).__name__}).")
 
     def _await_ready(self) -> str:
         last = "no answer yet"
@@ -194,14 +223,11 @@ class Supervisor:
                 time.sleep(1)
                 continue
             self.ready.set()
-            if not self.stops:
-                self.state.write("ready")
-                say(f"ready after {self._age()}: {model} on port {self.plan.port}")
             return model
         raise StartTimeout(f"The engine is not ready after {self.plan.start_seconds:g} s ({last}); LAUNCH_START_SECONDS is the deadline.")
 
     def _guard(self, model: str) -> None:
-        failures, next_token = 0, time.monotonic() + self.plan.probe_seconds
+        failures, next_token, seen = 0, time.monotonic() + self.plan.probe_seconds, self.server.progress()
         while not self.stops:
             time.sleep(WATCH_SECONDS if not failures else 1)
             try:
@@ -210,7 +236,11 @@ class Supervisor:
                     self.server.token(model, timeout=min(TOKEN_TIMEOUT, max(2, self.plan.probe_seconds)))
                     next_token = time.monotonic() + self.plan.probe_seconds
                 failures = 0
+                seen = self.server.progress()
             except Unavailable as error:
+                before, seen = seen, self.server.progress()
+                if before is not None and seen is not None and seen > before:
+                    continue  # busy, and tokens come out
                 failures += 1
                 say(f"probe {failures} of {FAILURES} failed: {error}")
                 if failures == FAILURES and not self.stops:
@@ -229,11 +259,12 @@ class Supervisor:
 
 def say(text: str) -> None:
     """A line of the launcher's own, apart from the engine's output."""
-    print(f"INFO [launch] {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"INFO [launch] {text}", file=sys.stderr, flush=True)
 
 
 def kill_descendants() -> None:
-    """Kill and reap every process below this one, however deep, also those in sessions of their own."""
+    """Kill every process below this one, however deep, also those in sessions of their own."""
     deadline = time.monotonic() + 5
     while (pids := _descendants()) and time.monotonic() < deadline:
         for pid in pids:
@@ -269,9 +300,11 @@ def _prctl(option: int, value: int = 1) -> None:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"ended with status {code}"
-    return f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"was killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 def _last_words(text: str) -> None:
     with contextlib.suppress(OSError), open(TERMINATION_LOG, "r+", encoding="utf-8") as file:  # only where it exists
         file.write(text[-4000:])
+        file.truncate()

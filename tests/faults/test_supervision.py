@@ -178,6 +178,34 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def test_engine_killed_during_a_drain(launch: Launch) -> None:
+    """An engine that dies while it should finish its requests is a failure, not a stop on request."""
+    launched = launch()
+    launched.wait_for("ready after")
+    with launched.stream(100) as stream:
+        stream.readline()
+        launched.stop()
+        launched.wait_for("draining")
+        os.kill(launched.engine_pid(), signal.SIGKILL)
+
+        assert launched.exit_code(10) == 70
+
+
+def test_a_progress_bar_is_passed_on(launch: Launch) -> None:
+    """Output without an end of line is shown at once."""
+    launched = launch(STUB_BAR="1", STUB_LOADS="5")
+
+    launched.wait_for("loading 50%", 4)
+
+
+def test_no_place_for_the_state(launch: Launch) -> None:
+    """A folder for temporary files that is not there is named before the start."""
+    launched = launch(TMPDIR="/no/such/folder")
+
+    assert launched.exit_code(10) == 78
+    assert "set TMPDIR" in launched.output
+
+
 def test_start_deadline(launch: Launch) -> None:
     """An engine that is not ready in time ends with 75: worth another try."""
     launched = launch(STUB_LOADS="60", LAUNCH_START_SECONDS="2")

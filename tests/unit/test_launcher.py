@@ -48,15 +48,16 @@ def test_command_of_an_image(image: Path) -> None:
     found = command(LAUNCH_MODEL_NAME="r1-7b", LAUNCH_MAX_MODEL_LEN="8192", LAUNCH_PORT="8123")
 
     assert found == [
-        "vllm", "serve", str(image / "model"), "--served-model-name", "r1-7b", "--host", "0.0.0.0", "--port", "8123",
-        "--max-model-len", "8192", "--dtype", "half", "--no-enable-chunked-prefill",
+        "vllm", "serve", str(image / "model"), "--dtype", "half", "--no-enable-chunked-prefill",
+        "--served-model-name", "r1-7b", "--host", "0.0.0.0", "--port", "8123", "--max-model-len", "8192",
         "--middleware", "engineroom_drain.Drain",
     ]  # fmt: skip
 
 
 def test_flag_over_environment_over_image(image: Path) -> None:
     """A flag wins over the environment, and the environment over the image's default."""
-    assert command("--port", "9001", LAUNCH_PORT="9002")[8] == "9001"
+    found = command("--port", "9001", LAUNCH_PORT="9002")
+    assert found[found.index("--port") + 1] == "9001"
     found = command(LAUNCH_ARG_DTYPE="float32", LAUNCH_ARG_ENABLE_CHUNKED_PREFILL="true")
     assert found[found.index("--dtype") + 1] == "float32"
     assert "--enable-chunked-prefill" in found
@@ -102,6 +103,12 @@ def test_fault_36_metacharacters_stay_one_argument(image: Path, tmp_path: Path) 
         ({"LAUNCH_API_KEY": "x", "LAUNCH_API_KEY_FILE": "y"}, 78, "Both LAUNCH_API_KEY and LAUNCH_API_KEY_FILE"),
         ({"HF_TOKEN_FILE": "/no/such"}, 78, "HF_TOKEN_FILE names /no/such, which cannot be read"),
         ({"LAUNCH_IMAGE": "/no/such"}, 78, "is this an Engine Room image"),
+        ({"LAUNCH_PORT": "0"}, 2, "LAUNCH_PORT"),
+        ({"LAUNCH_TP": "-2"}, 2, "LAUNCH_TP"),
+        ({"LAUNCH_ARG_": "x"}, 78, "LAUNCH_ARG_ names no flag"),
+        ({"LAUNCH_ARG_PORT": "9000"}, 78, "Use LAUNCH_PORT"),
+        ({"LAUNCH_ARG_API_KEY": "canary"}, 78, "Use LAUNCH_API_KEY_FILE"),
+        ({"LAUNCH_API_KEY": "can\u20acary"}, 78, "LAUNCH_API_KEY holds characters"),
     ],
 )
 def test_fault_35_bad_settings_are_named(image: Path, env: dict[str, str | None], code: int, message: str) -> None:
@@ -124,6 +131,23 @@ def test_a_folder_without_config_is_named(image: Path) -> None:
 
     assert isinstance(error, Refused)
     assert "has no config.json: it holds readme.txt" in str(error)
+
+
+def test_settings_win_over_the_images_flags(image: Path) -> None:
+    """LAUNCH_MAX_SEQS wins over the image's max-num-seqs."""
+    (image / "image.json").write_text(json.dumps({**FACTS, "args": {"max-num-seqs": 64}}))
+
+    found = command(LAUNCH_MAX_SEQS="8")
+
+    assert found.count("--max-num-seqs") == 1
+    assert found[found.index("--max-num-seqs") + 1] == "8"
+
+
+def test_an_image_file_of_another_kind_is_named(image: Path) -> None:
+    """An image.json with an unknown engine is refused by name."""
+    (image / "image.json").write_text(json.dumps({**FACTS, "engine": "tgi"}))
+
+    assert "engine 'tgi'" in str(dry_run().exception)
 
 
 def test_a_port_in_use_is_named(image: Path) -> None:
@@ -150,6 +174,16 @@ def test_fault_26_secrets_stay_out_of_sight(image: Path) -> None:
     ):
         assert "VLLM_API_KEY" in output
         assert "canary" not in output
+
+
+def test_a_key_that_would_stand_in_the_open_is_refused(image: Path) -> None:
+    """An engine that takes its key on the command line alone does not get one in silence."""
+    (image / "image.json").write_text(json.dumps({**FACTS, "engine": "sglang"}))
+
+    error = dry_run(LAUNCH_API_KEY="canary").exception
+
+    assert isinstance(error, Refused)
+    assert "LAUNCH_API_KEY does not reach SGLang" in str(error)
 
 
 def test_empty_secret_files_mean_unset(image: Path) -> None:
@@ -183,7 +217,7 @@ def test_a_misspelt_command_is_named() -> None:
 def test_each_engine_listens_outside_and_shards(engine: str, start: list[str], flag: list[str]) -> None:
     """Each engine listens on every address of its container, since two of them default to localhost."""
     request = Request(
-        model="m", model_name="n", port=8000, tp=2, pp=1, max_model_len=None, max_seqs=None,         args={"trust-remote-code": False}, extra=(), api_key=None, state="",
+        model="m", model_name="n", port=8000, tp=2, pp=1, max_model_len=None, max_seqs=None,         defaults={}, args={"trust-remote-code": False}, extra=(), api_key=None, state="",
     )  # fmt: skip
 
     found = ENGINES[engine].command(request)

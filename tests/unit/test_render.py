@@ -82,7 +82,7 @@ def test_files_of_the_users_own_are_left_alone(copy: Path) -> None:
 
 
 def test_parsers_are_spelt_as_their_engines_do(catalog: Catalog) -> None:
-    """vLLM calls the reasoning parser deepseek_r1, SGLang and TensorRT-LLM call it deepseek-r1."""
+    """The reasoning parser is deepseek_r1 in vLLM; SGLang and TensorRT-LLM call it deepseek-r1."""
     for name, stack in catalog.stacks.items():
         engine = catalog.release_of(stack.image).engine
         found = resolve.compose(catalog, name)["engine_environment"].get("LAUNCH_ARG_REASONING_PARSER")

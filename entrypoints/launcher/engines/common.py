@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from launcher.errors import Refused
+
 
 class Request(NamedTuple):
-    """What is to be served, after all settings: sizes in tokens. `args` are engine flags, later ones won.
+    """What is to be served, after all settings: sizes in tokens. `defaults` are the image's engine flags, `args` the user's.
 
     `state` is the file that says whether the launcher drains.
     """
@@ -19,21 +21,31 @@ class Request(NamedTuple):
     pp: int
     max_model_len: int | None
     max_seqs: int | None
+    defaults: Mapping[str, bool | int | float | str]
     args: Mapping[str, bool | int | float | str]
     extra: tuple[str, ...]
     api_key: str | None
     state: str
 
 
+def merged(request: Request, own: Mapping[str, object]) -> dict[str, object]:
+    """The image's flags, then the launcher's settings as far as they are given, then the user's flags; later ones win."""
+    return {**request.defaults, **{name: value for name, value in own.items() if value is not None}, **request.args}
+
+
+def refuse_key(request: Request, engine: str) -> None:
+    """Raises Refused when a key is asked for that the engine would only take on its command line, where all can read it."""
+    if request.api_key:
+        raise Refused(f"LAUNCH_API_KEY does not reach {engine} yet. Unset it, and keep the port on a closed network or behind a gateway.")
+
+
 def flags(values: Mapping[str, object], *, off: str) -> list[str]:
     """Flags as a list of arguments. True is `--flag`; False is `--<off>flag`, or nothing where the engine has no such form.
 
-    None is left out. Every value is one argument: nothing is ever split or passed through a shell.
+    Every value is one argument: nothing is ever split or passed through a shell.
     """
     line = []
     for name, value in values.items():
-        if value is None:
-            continue
         if value is True or str(value).lower() == "true":
             line.append(f"--{name}")
         elif value is False or str(value).lower() == "false":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.engines.common import Request, flags
+from launcher.engines.common import Request, flags, merged, refuse_key
 
 HEALTH = "/health"
 PROGRESS = "sglang:generation_tokens_total"
@@ -22,9 +22,10 @@ def command(request: Request) -> list[str]:
         "max-running-requests": request.max_seqs,
         "enable-metrics": True,
     }
-    return ["python3", "-m", "sglang.launch_server", *flags({**values, **request.args}, off=""), *request.extra]
+    return ["python3", "-m", "sglang.launch_server", *flags(merged(request, values), off=""), *request.extra]
 
 
-def environment(request: Request) -> dict[str, str]:  # noqa: ARG001 - the protocol's
-    """Nothing beside the image's own."""
+def environment(request: Request) -> dict[str, str]:
+    """Nothing beside the image's own. Raises Refused for a key."""
+    refuse_key(request, "SGLang")
     return {}

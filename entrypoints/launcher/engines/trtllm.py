@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.engines.common import Request, flags
+from launcher.engines.common import Request, flags, merged, refuse_key
 
 HEALTH = "/health"
 PROGRESS = ""
@@ -19,10 +19,11 @@ def command(request: Request) -> list[str]:
         "max_seq_len": request.max_model_len,
         "max_batch_size": request.max_seqs,
     }
-    args = {name.replace("-", "_"): value for name, value in request.args.items()}
-    return ["trtllm-serve", request.model, *flags({**values, **args}, off=""), *request.extra]
+    line = {name.replace("-", "_"): value for name, value in merged(request, values).items()}
+    return ["trtllm-serve", request.model, *flags(line, off=""), *request.extra]
 
 
-def environment(request: Request) -> dict[str, str]:  # noqa: ARG001 - the protocol's
-    """Nothing beside the image's own."""
+def environment(request: Request) -> dict[str, str]:
+    """Nothing beside the image's own. Raises Refused for a key."""
+    refuse_key(request, "TensorRT-LLM")
     return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from launcher.engines.common import Request, flags
+from launcher.engines.common import Request, flags, merged
 
 HEALTH = "/health"
 PROGRESS = "vllm:generation_tokens_total"
@@ -24,7 +24,7 @@ def command(request: Request) -> list[str]:
         "max-model-len": request.max_model_len,
         "max-num-seqs": request.max_seqs,
     }
-    line = flags({**values, **request.args}, off="no-")
+    line = flags(merged(request, values), off="no-")
     return ["vllm", "serve", request.model, *line, "--middleware", "engineroom_drain.Drain", *request.extra]
 
 
