@@ -83,6 +83,7 @@ def test_first_visit(demo: Demo, browser: Browser, tmp_path: Path) -> None:
     expect(body.locator(".markdown-prose")).to_contain_text(re.compile(r"\S"))
     assert body.inner_text().strip() not in folded
     assert "<think>" not in answer.inner_text()
+    expect(page.get_by_text("You're now logged in.")).to_have_count(0)
     page.screenshot(path=ROOT / "build" / "chat.png", animations="disabled")
     thought(page).click()
     expect(body).to_have_count(0)

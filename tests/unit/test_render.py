@@ -28,13 +28,13 @@ def test_rendering_is_byte_stable(catalog: Catalog) -> None:
     assert render.outputs(catalog) == render.outputs(Catalog(ROOT))
 
 
-@pytest.mark.parametrize("path", sorted(render.outputs(Catalog(ROOT))))
-def test_every_edited_file_is_named(copy: Path, path: str) -> None:
+def test_every_edited_file_is_named(copy: Path, catalog: Catalog) -> None:
     """An edit of any rendered file is noticed and named."""
-    file = copy / path
-    file.write_text(file.read_text() + "\n")
+    paths = render.outputs(catalog)
+    for path in paths:
+        (copy / path).write_text(paths[path] + "\n")
 
-    assert changed(copy) == {path: "stale or edited"}
+    assert changed(copy) == dict.fromkeys(paths, "stale or edited")
 
 
 def test_missing_and_left_over_files_are_named_and_mended(copy: Path) -> None:
