@@ -53,7 +53,7 @@ class Bringup:
             self.host = build.ensure_base(self.host, self.say)
 
     def engine_image(self) -> None:
-        """The stack's image: from the registry that is set, else built here; what is there serves when nothing can be reached."""
+        """The stack's image: from the registry that is set, else built here."""
         name = resolve.tag(self.row.image, self.catalog.release_of(self.row.image))
         if self.host.registry:
             if not build.pull(self.host.registry + name, self.say):
@@ -61,12 +61,7 @@ class Bringup:
                     f"{self.host.registry}{name} cannot be pulled. Correct ENGINEROOM_REGISTRY, or unset it to build here."
                 )
             return
-        try:
-            build.build(self.catalog, self.host, [self.row.image], self.say)
-        except ServiceUnavailable as error:
-            if not build.have(name):
-                raise
-            self.say(f"{error} Going on with {name} as it is.")
+        self._build(self.row.image)
 
     def page_image(self) -> None:
         """Open WebUI's published image where it can be pulled, else ours, which `.env` then names."""
@@ -76,7 +71,7 @@ class Bringup:
             not self.host.webui_image and (build.have(release.published) or build.pull(release.published, self.say))
         ):
             return
-        build.build(self.catalog, self.host, [resolve.PAGE_IMAGE], self.say)
+        self._build(resolve.PAGE_IMAGE)
         if not self.host.webui_image:
             self.host.remember("WEBUI_IMAGE", own)
             self.say(f"the published page cannot be pulled here: .env now says WEBUI_IMAGE={own}")
@@ -119,6 +114,16 @@ Chat    http://localhost:{self.host.webui_port}
 API     curl -sN --noproxy localhost http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 Stop    make down
 """
+
+    def _build(self, image: str) -> None:
+        """Build an image; where something cannot be reached, the one that is there serves."""
+        name = resolve.tag(image, self.catalog.release_of(image))
+        try:
+            build.build(self.catalog, self.host, [image], self.say)
+        except ServiceUnavailable as error:
+            if not build.have(name):
+                raise
+            self.say(f"{error} Going on with {name} as it is.")
 
     def _has_account(self) -> bool:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the page is on this machine, whatever proxy is set
