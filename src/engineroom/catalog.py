@@ -56,6 +56,30 @@ class Packages(Row):
     why: Reason
 
 
+class LeaveOut(Row):
+    """What serving does not need: packages that the lock leaves out, or files of packages (`*` spans folders), with the reason.
+
+    `layer` limits files to one layer, so that the others need not be made anew; `unless` names a Debian package whose presence
+    lifts the rule. `saves_mb` is what it weighed unpacked, in 10^6 bytes.
+    """
+
+    packages: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    layer: Name | None = None
+    unless: str = ""
+    saves_mb: int = Field(ge=0)
+    why: Reason
+
+
+class AuditException(Row):
+    """A finding of the audit that is accepted, with the reason; `capabilities` limits it to some GPUs."""
+
+    check: Literal["device-code", "shared-libraries", "rights", "secrets"]
+    files: tuple[str, ...]
+    capabilities: tuple[int, ...] = ()
+    why: Reason
+
+
 class Layer(Row):
     """Packages that change together and share an image layer; `nvidia-*` stands for a prefix.
 
@@ -88,12 +112,14 @@ class Release(Row):
     published: str = ""
     packages: tuple[str, ...] = ()
     horizon: date | None = None
+    python: str = ""
     cuda: str = ""
     min_driver: str = ""
     capabilities: tuple[int, ...]
     layers: tuple[Layer, ...] = ()
     apt: tuple[Packages, ...] = ()
-    leave_out: tuple[Packages, ...] = ()
+    leave_out: tuple[LeaveOut, ...] = ()
+    audit_exceptions: tuple[AuditException, ...] = ()
     settings: tuple[Variable, ...] = ()
     exceptions: tuple[str, ...] = ()
     exceptions_until: date | None = None
@@ -144,6 +170,7 @@ class Image(Row):
     gpus: tuple[Name, ...] = Field(min_length=1)
     precision: Precision
     model: Name | None = None
+    prune: bool = False
     args: tuple[Setting, ...] = ()
     env: tuple[Variable, ...] = ()
 
@@ -185,7 +212,7 @@ class ImpossibleStack(Row):
 
 
 class Table(BaseModel):
-    """A TOML file: every top-level table but `cannot` is a row. Also the source of its JSON Schema."""
+    """A TOML file: every top-level table but `cannot` and `leave_out` is a row. Also the source of its JSON Schema."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -217,6 +244,7 @@ class ImageTable(Table):
     """images.toml"""
 
     __pydantic_extra__: dict[Name, Image]
+    leave_out: tuple[LeaveOut, ...] = ()
     cannot: dict[Name, ImpossibleImage] = {}
 
 
@@ -248,6 +276,7 @@ class Catalog:
         images, stacks = _read(root, ImageTable), _read(root, StackTable)
         self.images: dict[str, Image] = images.rows
         self.stacks: dict[str, Stack] = stacks.rows
+        self.leave_out: tuple[LeaveOut, ...] = images.leave_out
         self.impossible_images: dict[str, ImpossibleImage] = images.cannot
         self.impossible_stacks: dict[str, ImpossibleStack] = stacks.cannot
         for name, image in self.images.items():

