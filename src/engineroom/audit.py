@@ -86,11 +86,17 @@ def audit(root: Path, rules: dict[str, Any]) -> dict[str, Any]:
 
 
 def device_code_findings(codes: dict[str, Survey]) -> Iterator[Finding]:
-    """Every library that holds device code must have some that runs, for each of the GPUs."""
-    for path, found in codes.items():
-        for capability, usable in found.usable.items():
-            if not usable:
-                yield Finding("device-code", path, f"no device code for compute capability {capability}; it has {found}", capability)
+    """Every library that holds device code must have some that runs, for each of the GPUs; bare cubins count by folder."""
+    for capability in next(iter(codes.values())).usable if codes else ():
+        loose: Counter[str] = Counter()
+        for path, found in codes.items():
+            if not found.usable[capability]:
+                if path.endswith(".cubin"):
+                    loose[os.path.dirname(path)] += 1
+                else:
+                    yield Finding("device-code", path, f"no device code for compute capability {capability}; it has {found}", capability)
+        for folder, count in loose.items():
+            yield Finding("device-code", f"{folder}/*.cubin", f"{count} that do not run on compute capability {capability}", capability)
 
 
 def judged(findings: Iterable[Finding], rules: dict[str, Any]) -> dict[str, Any]:

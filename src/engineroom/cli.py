@@ -131,6 +131,23 @@ def images() -> None:
 
 
 @cli.command()
+@click.argument("target")
+@click.option("--gpu", help="GPU that a wheel or folder is for: a row of gpus.toml.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was found.")
+def audit(target: str, gpu: str | None, as_json: bool) -> None:
+    """Check TARGET, a built image, a wheel or a folder, for device code of its GPU; an image also for libraries, rights, secrets."""
+    import json
+
+    from engineroom import auditing
+
+    result = auditing.audit(catalog(), target, gpu)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    summary = auditing.summary(target, result)
+    click.echo(summary, err=as_json)
+
+
+@cli.command()
 @click.argument("stack")
 def up(stack: str) -> None:
     """Bring STACK up from whatever is there, and wait until its chat page works."""

@@ -39,6 +39,16 @@ class CannotBuild(EngineRoomError):
         super().__init__(f"{name} cannot work: {reason}\nUse {instead} instead.")
 
 
+class AuditFailed(EngineRoomError):
+    """An image, wheel or folder is not what its GPU needs."""
+
+    exit_code = 78
+
+    def __init__(self, target: str, findings: Iterable[str]) -> None:
+        shown = list(findings)
+        super().__init__(f"{target}: {len(shown)} finding{'s' if len(shown) > 1 else ''}\n  " + "\n  ".join(shown))
+
+
 class ServiceUnavailable(EngineRoomError):
     """Docker, a registry or the network is not there."""
 

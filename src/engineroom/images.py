@@ -15,6 +15,9 @@ from engineroom.build import require_docker
 from engineroom.catalog import Catalog
 
 
+MOST_LAYER_BYTES = 2 * 2**30
+
+
 class LayerSize(NamedTuple):
     """One layer of an image: what it holds and its bytes."""
 
@@ -31,8 +34,8 @@ def layer_sizes(name: str) -> list[LayerSize]:
 def _holds(step: str) -> str:
     """What a build step put there, in a few words."""
     rules = (
-        (r"install-layer /run/(\w+)\.txt", r"wheels: \1"),
-        (r"apt-get.*--no-install-recommends (.*?) >/dev/null", r"Debian packages: \1"),
+        (r"/run/install-layer ([\w-]+)", r"wheels: \1"),
+        (r"/run/install-debs (.*?) #", r"Debian packages: \1"),
         (r"uv venv", "virtual environment"),
         (r"useradd", "user and cache folder"),
         (r"COPY (?:--\S+ )*(\S+) (\S+)", r"\2"),
