@@ -96,7 +96,7 @@ def device_code_findings(codes: dict[str, Survey]) -> Iterator[Finding]:
                 else:
                     yield Finding("device-code", path, f"no device code for compute capability {capability}; it has {found}", capability)
         for folder, count in loose.items():
-            yield Finding("device-code", f"{folder}/*.cubin", f"{count} that do not run on compute capability {capability}", capability)
+            yield Finding("device-code", f"{folder or '.'}/*.cubin", f"{count} that do not run on compute capability {capability}", capability)
 
 
 def judged(findings: Iterable[Finding], rules: dict[str, Any]) -> dict[str, Any]:

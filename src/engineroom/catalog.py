@@ -59,12 +59,13 @@ class Packages(Row):
 class LeaveOut(Row):
     """What serving does not need: packages that the lock leaves out, or files of packages (`*` spans folders), with the reason.
 
-    `layer` limits files to one layer, so that the others need not be made anew; `unless` names a Debian package whose presence
-    lifts the rule. `saves_mb` is what it weighed unpacked, in 10^6 bytes.
+    `keep` are files that stay although they match; `layer` limits files to one layer, so that the others need not be made
+    anew; `unless` names a Debian package whose presence lifts the rule. `saves_mb` is what it weighed unpacked, in 10^6 bytes.
     """
 
     packages: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     layer: Name | None = None
     unless: str = ""
     saves_mb: int = Field(ge=0)
@@ -102,6 +103,14 @@ class Gpu(Row):
     source: Reason
 
 
+class Upstream(Row):
+    """The image that the engine's makers publish, or the nearest whose size is on record: what it weighs, and who says so."""
+
+    image: str
+    weighs: str
+    source: Annotated[str, StringConstraints(pattern=r"^https://")]
+
+
 class Release(Row):
     """A pinned engine release and why it is the one."""
 
@@ -120,6 +129,7 @@ class Release(Row):
     apt: tuple[Packages, ...] = ()
     leave_out: tuple[LeaveOut, ...] = ()
     audit_exceptions: tuple[AuditException, ...] = ()
+    upstream: Upstream | None = None
     settings: tuple[Variable, ...] = ()
     exceptions: tuple[str, ...] = ()
     exceptions_until: date | None = None

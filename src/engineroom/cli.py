@@ -131,6 +131,17 @@ def images() -> None:
 
 
 @cli.command()
+@click.argument("targets", nargs=-1, required=True)
+def flags(targets: tuple[str, ...]) -> None:
+    """Write down every flag that the engines in the built images TARGETS accept."""
+    from engineroom.flags import write_snapshot
+
+    rows = catalog()
+    for name in targets:
+        click.echo(write_snapshot(rows, name).relative_to(rows.root))
+
+
+@cli.command()
 @click.argument("target")
 @click.option("--gpu", help="GPU that a wheel or folder is for: a row of gpus.toml.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found.")

@@ -22,6 +22,7 @@ CODE_HEADER = struct.Struct("<HHIQ12xI")  # kind, version, size of this header, 
 KINDS = {1: "ptx", 2: "sass"}
 LEAST_CODE_HEADER = 64
 EMPTY_PTX = 512  # bytes; nvcc's device link leaves a PTX module without kernels for its oldest architecture in many libraries
+KERNEL = b"entry"  # the directive that begins one. LZ4 leaves it readable; zstd does not, and then a doubt counts as empty
 ELF = b"\x7fELF\x02\x01"
 ELF_CUDA = struct.pack("<H", 190)
 ELF_HEADER = 64
@@ -105,7 +106,7 @@ def survey(data: Data, capabilities: Collection[int]) -> Survey | None:
         there = [code for code in codes if _is_there(data, code)]
         for code in codes:
             pieces[code.kind if code in there else "blanked"][code.arch] += 1
-        real = [code for code in there if code.kind == "sass" or code.size > EMPTY_PTX]
+        real = [code for code in there if not _is_empty(data, code)]
         total += 1
         for capability in usable:
             usable[capability] += any(code.runs_on(capability) for code in real)
@@ -117,6 +118,11 @@ def survey(data: Data, capabilities: Collection[int]) -> Survey | None:
 def _is_there(data: Data, code: Code) -> bool:
     """Whether a piece was not blanked: code, compressed or not, never begins with 64 zero bytes."""
     return any(data[code.start : code.start + min(code.size, 64)])
+
+
+def _is_empty(data: Data, code: Code) -> bool:
+    """Whether a piece is a PTX module without kernels, which would make a library look as if it ran on every GPU."""
+    return code.kind == "ptx" and code.size <= EMPTY_PTX and KERNEL not in data[code.start : code.start + code.size]
 
 
 def blank(file: Path, capabilities: Collection[int]) -> int:

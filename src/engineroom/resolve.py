@@ -85,10 +85,10 @@ def layers(release: Release, lock: str) -> list[LayerFile]:
 
 
 def left_out_files(catalog: Catalog, release: Release, layer: str) -> list[str]:
-    """Patterns of the files that are left out of a layer's packages."""
+    """Patterns of the files that are left out of a layer's packages; those that begin with `!` stay."""
     apt = {package for group in release.apt for package in group.packages}
-    rules = (rule for rule in (*catalog.leave_out, *release.leave_out) if rule.unless not in apt and rule.layer in (None, layer))
-    return [file for rule in rules for file in rule.files]
+    rules = [rule for rule in (*catalog.leave_out, *release.leave_out) if rule.unless not in apt and rule.layer in (None, layer)]
+    return [f"!{file}" for rule in rules for file in rule.keep] + [file for rule in rules for file in rule.files]
 
 
 def capabilities(catalog: Catalog, image: Image) -> list[int]:
@@ -142,6 +142,7 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "base": release.base or BASE_IMAGE,
         "version": release.version,
         "release": image.engine,
+        "engine": release.engine,
         "epoch": BASE_DAY,
         "blank": " ".join(map(str, capabilities(catalog, image))) if image.prune else "",
         "python_name": python_name,

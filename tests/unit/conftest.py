@@ -35,7 +35,8 @@ def catalog() -> Catalog:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A checkout to change: everything that rendering reads and writes."""
-    for part in ("images", "compose"):
+    for part in ("images", "compose", "docs"):
         shutil.copytree(ROOT / part, tmp_path / part)
-    shutil.copy(ROOT / "compose.yaml", tmp_path)
+    for file in ("compose.yaml", "README.md"):
+        shutil.copy(ROOT / file, tmp_path)
     return tmp_path

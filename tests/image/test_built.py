@@ -1,0 +1,139 @@
+"""Every image that is built on this machine: what it claims, replayed in it. CI builds `cpu` and `webui`; GPU images are tested where they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from image.conftest import ROOT, run
+
+from engineroom import auditing, build, flags, resolve
+from engineroom.catalog import Catalog
+from engineroom.host import Host
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
+CATALOG = Catalog(ROOT)
+LAUNCHED = [name for name in CATALOG.images if CATALOG.release_of(name).engine != "open-webui"]
+PARSED = [name for name in LAUNCHED if CATALOG.release_of(name).engine in ("vllm", "sglang")]
+
+
+def built(name: str) -> str:
+    """The image's tag; the test is skipped where it is not built."""
+    tag = resolve.tag(name, CATALOG.release_of(name))
+    if not build.have(tag):
+        pytest.skip(f"{tag} is not built here (make image TARGET={name})")
+    return tag
+
+
+def dry_run(image: str, stack: str) -> list[str]:
+    """The engine's command line in a stack, as the launcher in the image makes it; of a cluster's, one node's."""
+    settings = resolve.compose(CATALOG, stack)["engine_environment"]
+    env = {name: variable.value for name, variable in settings.items() if name != "LAUNCH_NODES"}
+    inside = CATALOG.images[CATALOG.stacks[stack].image].model
+    env |= {} if inside else {"LAUNCH_MODEL": "owner/model"}
+    options = [part for name, value in env.items() for part in ("--env", f"{name}={value}")]
+    result = subprocess.run(
+        ["docker", "run", "--rm", *options, image, "serve", "--dry-run", "--json"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return list(json.loads(result.stdout)["command"])
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_launcher_is_in_it(name: str) -> None:
+    """The launcher starts under the image's own Python."""
+    assert run(built(name), "--version").stdout.strip() == "launch, version 0.1.0"
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("name", PARSED)
+def test_fault_43_engine_takes_every_stacks_flags(name: str) -> None:
+    """The engine is imported without a GPU, and its own parser accepts what the launcher writes for each stack of the image."""
+    image = built(name)
+    stacks = [stack for stack, row in CATALOG.stacks.items() if row.image == name]
+    commands = [dry_run(image, stack) for stack in stacks]
+    commands.append([*(commands[0] if commands else ["vllm", "serve", "m"]), "--nccl-clique-size", "4"])
+
+    found = json.loads(flags.run_inside(CATALOG, name, "replay.py", CATALOG.release_of(name).engine, stdin=json.dumps(commands)))
+
+    assert [answer.get("error") for answer in found[:-1]] == [None] * len(stacks)
+    assert "--nccl-clique-size" in found[-1]["error"]
+
+
+@pytest.mark.parametrize("name", PARSED)
+def test_snapshot_of_flags_is_the_images(name: str) -> None:
+    """What the repository says about an engine's flags is what the engine in the image says."""
+    built(name)
+    found = flags.run_inside(CATALOG, name, "snapshot.py", CATALOG.release_of(name).engine)
+
+    assert found == flags.snapshot_file(CATALOG, name).read_text()
+
+
+@pytest.mark.parametrize("name", CATALOG.images)
+def test_audit_is_clean(name: str) -> None:
+    """As it was in the build, and from outside: user, history, layers under 2 GiB."""
+    image = built(name)
+    found = auditing.audit(CATALOG, name, None)
+
+    assert found["findings"] == []
+    stored = json.loads(run(image, "cat", "/etc/engineroom/audit.json", entrypoint="").stdout)
+    assert stored["device_code"] == found["device_code"]
+    assert stored["excepted"] == found["excepted"]
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "backend"),
+    [("v100-half", 70, "XFORMERS"), ("a100-half", 80, "FLASH_ATTN"), ("h200-fp8", 90, "FLASH_ATTN")],
+)
+def test_attention_has_code_for_the_gpu(name: str, capability: int, backend: str) -> None:
+    """vLLM's own choice under a faked device: FlashAttention 2 has no code for 70, and is not chosen there."""
+    built(name)
+    found = json.loads(flags.run_inside(CATALOG, name, "attention.py", str(capability)))
+
+    assert found["backend"] == backend
+    assert (found["engine"] == "V0") is (capability == 70)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_launcher_change_rebuilds_the_last_layer_alone(name: str, tmp_path: Path) -> None:
+    """A changed file of the launcher makes one layer anew; every other keeps its digest."""
+    before = layers(built(name))
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for part in ("entrypoints", "images", "src", "models", ".dockerignore"):
+        source = ROOT / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
+    (copy / "entrypoints/launcher/role.py").open("a").write("\n# changed by a test\n")
+    bake = json.loads((copy / "images/bake.json").read_text())
+    changed = f"engineroom-test:{name}"
+    bake["target"][name]["tags"] = [changed]
+    (copy / "images/bake.json").write_text(json.dumps(bake))
+    host: Any = Host.load(ROOT)
+    host = build.ensure_base(host, lambda _: None) if CATALOG.release_of(name).install == "wheels" else host
+    overlay = tmp_path / "host.json"
+    overlay.write_text(json.dumps({"target": {name: build.target_settings(CATALOG.release_of(name), host, tmp_path)}}))
+    try:
+        build._bake(copy, name, overlay, lambda _: None)
+        after = layers(changed)
+    finally:
+        subprocess.run(["docker", "rmi", "--force", changed], capture_output=True, check=False)
+
+    assert after[:-1] == before[:-1]
+    assert after[-1] != before[-1]
+
+
+def layers(image: str) -> list[str]:
+    """The digests of an image's layers, from the base up."""
+    return list(docker.from_env().images.get(image).attrs["RootFS"]["Layers"])
+
+
+def test_images_of_one_release_share_every_layer_but_their_own() -> None:
+    """Two images of one engine release differ in the small layers that say which image it is."""
+    first, second = layers(built("a100-half")), layers(built("a100-fp8"))
+
+    assert sum(one == other for one, other in zip(first, second, strict=True)) >= len(first) - 2
