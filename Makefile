@@ -31,8 +31,8 @@ check-render: .venv ## fail when a rendered file is stale, edited, missing or le
 lock: .venv ## resolve the packages of every image into hash locks
 	@$(BIN)/engineroom lock
 
-image: .venv ## build one image: make image TARGET=cpu
-	@$(BIN)/engineroom image $(if $(TARGET),$(TARGET),$(error which? make image TARGET=cpu; make list shows them))
+image: .venv ## build one image: make image TARGET=cpu; OFFLINE=1 uses no network
+	@$(BIN)/engineroom image $(if $(OFFLINE),--offline) $(if $(TARGET),$(TARGET),$(error which? make image TARGET=cpu; make list shows them))
 
 images: .venv ## what the built images weigh, by layer
 	@$(BIN)/engineroom images

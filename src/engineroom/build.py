@@ -10,34 +10,80 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engineroom import resolve
+from engineroom import disk, resolve
 from engineroom.catalog import Catalog, Layer, Release
 from engineroom.errors import BuildFailed, EngineRoomError, ServiceUnavailable
-from engineroom.host import Host
+from engineroom.host import Host, existing
 
 LOCAL_BASE = "engineroom-base:bookworm"
 PULL_SECONDS = 600
 Say = Callable[[str], None]
 
 
-def build(catalog: Catalog, host: Host, images: Sequence[str], say: Say) -> None:
+def build(catalog: Catalog, host: Host, images: Sequence[str], say: Say, *, offline: Path | None = None, no_cache: bool = False) -> None:
     """Build images one after another, giving each line of progress to `say`.
 
-    Raises ServiceUnavailable when Docker or a registry is not there, BuildFailed with the cause otherwise.
+    `offline` is a folder of `engineroom wheels`: nothing but it is used then, and no step has a network.
+    Raises ServiceUnavailable when Docker or a registry is not there, NoSpace when Docker's disk is too small, BuildFailed with the
+    cause otherwise.
     """
     for image in images:
         catalog.image(image)
     require_docker()
-    if any(catalog.release_of(image).install == "wheels" for image in images):
+    if offline:
+        host = offline_host(catalog, host, images, offline)
+    elif any(catalog.release_of(image).install == "wheels" for image in images):
         host = ensure_base(host, say)
     for image in images:
+        require_space(catalog, image)
         with tempfile.TemporaryDirectory() as folder:
+            settings = target_settings(catalog.release_of(image), host, Path(folder))
+            settings |= offline_settings(settings, Path(folder)) if offline else {}
             overlay = Path(folder, "host.json")
-            overlay.write_text(json.dumps({"target": {image: target_settings(catalog.release_of(image), host, Path(folder))}}))
+            overlay.write_text(json.dumps({"target": {image: settings | ({"no-cache": True} if no_cache else {})}}))
             _bake(catalog.root, image, overlay, say)
+
+
+def require_space(catalog: Catalog, image: str) -> None:
+    """Raises NoSpace when an image that is not here yet was measured to need more than Docker's disk has."""
+    measured = catalog.measured.get(image)
+    if measured and not have(resolve.tag(image, catalog.release_of(image))):
+        disk.require_docker_space(measured.build_bytes, f"building {image}")
+
+
+def offline_host(catalog: Catalog, host: Host, images: Sequence[str], folder: Path) -> Host:
+    """The settings of this machine with a folder of wheels in the place of index and mirrors.
+
+    Raises ServiceUnavailable when a base image is not here, since it cannot be pulled.
+    """
+    own = host.base_image or (LOCAL_BASE if not have(resolve.BASE_IMAGE) else "")
+    host = replace(host, index="", wheels=folder, base_image=own, apt_sources=existing(str(folder / "debs" / "debian.sources")))
+    for image in images:
+        release = catalog.release_of(image)
+        base = (host.vendor_image or release.base) if release.install == "vendor" else (host.base_image or resolve.BASE_IMAGE)
+        if not have(base):
+            raise ServiceUnavailable(
+                f"{image}: its base image {base} is not here, and without network it cannot be pulled.\n"
+                f"Where it is, type: engineroom save base; here: engineroom load FILE. Or set "
+                f"{'VENDOR_IMAGE' if release.install == 'vendor' else 'BASE_IMAGE'} to one that is here (docker images)."
+            )
+    return host
+
+
+def offline_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What an offline build lays over a target: no network, and installers that know no index. Their files go to `folder`."""
+    files = {"uv": folder / "uv.toml", "pip": folder / "pip.conf"}
+    files["uv"].write_text("no-index = true\n")
+    files["pip"].write_text("[global]\nno-index = true\n")
+    return {
+        "network": "none",
+        "secret": [*settings["secret"], *(f"id={name},src={file}" for name, file in files.items())],
+        "args": {**settings["args"], "EXTRA_INDEX": ""},
+    }
 
 
 def target_settings(release: Release, host: Host, folder: Path) -> dict[str, Any]:
@@ -53,7 +99,7 @@ def target_settings(release: Release, host: Host, folder: Path) -> dict[str, Any
             secrets[name] = file
     args = {"BASE_IMAGE": base} if base else {}
     indexed = [layer for layer in release.layers if layer.index]
-    if host.wheels and indexed and all(_has_wheels(host.wheels, release, layer) for layer in indexed):
+    if host.wheels and indexed and all(has_wheels(host.wheels, release, layer) for layer in indexed):
         args["EXTRA_INDEX"] = ""
     return {
         "args": args,
@@ -62,7 +108,7 @@ def target_settings(release: Release, host: Host, folder: Path) -> dict[str, Any
     }
 
 
-def _has_wheels(folder: Path, release: Release, layer: Layer) -> bool:
+def has_wheels(folder: Path, release: Release, layer: Layer) -> bool:
     """Whether the folder has the pinned wheels of a layer, so that its own index need not be asked."""
     pins = [pin.replace("-", "_").replace("==", "-") for pin in release.packages if pin.split("==")[0] in layer.packages]
     return all(any(folder.glob(f"{pin}-*.whl")) for pin in pins)
@@ -113,8 +159,18 @@ def have(image: str) -> bool:
     return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
 
 
+def image_id(image: str) -> str:
+    """The id of an image that the engine has; empty when it has not."""
+    command = ["docker", "image", "inspect", "--format", "{{.Id}}", image]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _bake(root: Path, image: str, overlay: Path, say: Say) -> None:
-    command = ["docker", "buildx", "bake", "--progress=plain", "--file", "images/bake.json", "--file", str(overlay), image]
+    run(image, ["docker", "buildx", "bake", "--progress=plain", "--file", "images/bake.json", "--file", str(overlay), image], root, say)
+
+
+def run(what: str, command: Sequence[str], root: Path, say: Say) -> None:
+    """Run a build, giving each line of its output to `say`. Raises with the cause when it fails; an interrupt ends the build as well."""
     # buildx 0.20 and newer ask before they read files outside the folder: the certificates, wheels and secrets that we name.
     env = {**os.environ, "BUILDX_BAKE_ENTITLEMENTS_FS": "0"}
     process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
@@ -127,7 +183,7 @@ def _bake(root: Path, image: str, overlay: Path, say: Say) -> None:
         process.terminate()  # an interrupted build must not go on by itself; a finished one is not harmed
         status = process.wait()
     if status:
-        raise diagnose(image, list(tail))
+        raise diagnose(what, list(tail))
 
 
 def diagnose(image: str, lines: Sequence[str]) -> EngineRoomError:
@@ -141,20 +197,39 @@ def diagnose(image: str, lines: Sequence[str]) -> EngineRoomError:
         )
     if "no space left on device" in text.lower():
         return BuildFailed(f"{image}: the disk is full. Free space with `docker system prune` (df -h shows it), then run the same again.")
-    if found := re.search(r"[Hh]ash mismatch for `?([^`\s]+)", text):
+    if file := _wrong_file(text):
         return BuildFailed(
-            f"{image}: {found[1]} is not the file that was locked (hash mismatch). Remove it from WHEELS, or from the mirror."
+            f"{image}: {file} is not the file that was locked. Remove it from WHEELS, or from the mirror; "
+            f"a folder for offline builds is mended by: engineroom wheels {image}"
         )
+    if found := re.search(r"Because (\S+) was not found in the provided package locations", text):
+        return BuildFailed(f"{image}: the folder of wheels lacks {found[1]}. Type: engineroom wheels {image}")
     if re.search(r"Failed to (fetch|download)|Could not (connect|resolve)|Temporary failure|dns error|Connection refused", text):
         evidence = next(line for line in lines if re.search(r"Failed to|Could not|Temporary failure|dns error|Connection refused", line))
         return ServiceUnavailable(
             f"{image}: a package could not be fetched: {_message(evidence)}\nCheck the network; "
             "mirrors are settings: PIP_INDEX_URL, APT_SOURCES, WHEELS (a folder of wheels), BUILD_CA (an extra certificate authority)."
         )
+    if found := re.search(r"E: (Unable to (?:locate package|fetch some archives|correct problems)[^\n]*)", text):
+        return BuildFailed(
+            f"{image}: apt has not what this base needs: {found[1]}.\n"
+            f"Offline, the folder's Debian packages must be for the same BASE_IMAGE. Type: engineroom wheels {image}"
+        )
     errors = [_message(line) for line in lines if re.search(r"error|cause:", line, re.IGNORECASE)] or [
         _message(line) for line in lines[-5:]
     ]
     return BuildFailed(f"{image} could not be built:\n  " + "\n  ".join(errors[-5:]))
+
+
+def _wrong_file(text: str) -> str:
+    """The file that an installer refused for its sum, in the words of uv, pip and sha256sum; empty when none was."""
+    patterns = (
+        r"[Hh]ash mismatch for `?([^`\s]+)",
+        r"Failed to extract archive: (\S+)",
+        r"DO NOT MATCH THE HASHES[^\n]*\n(?:#\S+ \S+ +)?\s*(\S+)",
+        r"(\S+): FAILED(?: open or read)?\n",
+    )
+    return next((found[1] for pattern in patterns if (found := re.search(pattern, f"{text}\n"))), "")
 
 
 def _message(line: str) -> str:

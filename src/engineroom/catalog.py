@@ -221,6 +221,22 @@ class ImpossibleStack(Row):
     instead: Name
 
 
+class Measured(Row):
+    """What an image took where it was measured: 10^6 bytes unpacked and compressed, seconds from nothing and with nothing to do."""
+
+    unpacked_mb: int = Field(gt=0)
+    compressed_mb: int | None = Field(default=None, gt=0)
+    cold_seconds: float | None = Field(default=None, ge=0)
+    warm_seconds: float | None = Field(default=None, ge=0)
+    measured: str = ""
+    source: Reason
+
+    @property
+    def build_bytes(self) -> int:
+        """Disk that a build from nothing wants: its layers while they are made, and the image."""
+        return self.unpacked_mb * 2 * 10**6
+
+
 class Table(BaseModel):
     """A TOML file: every top-level table but `cannot` and `leave_out` is a row. Also the source of its JSON Schema."""
 
@@ -258,6 +274,12 @@ class ImageTable(Table):
     cannot: dict[Name, ImpossibleImage] = {}
 
 
+class MeasuredTable(Table):
+    """measured.toml, which may be absent: what builds took, an image a row"""
+
+    __pydantic_extra__: dict[Name, Measured]
+
+
 class StackTable(Table):
     """stacks.toml"""
 
@@ -270,8 +292,10 @@ FILES: dict[type[Table], str] = {
     ReleaseTable: "images/engines.toml",
     ModelTable: "images/models.toml",
     ImageTable: "images/images.toml",
+    MeasuredTable: "images/measured.toml",
     StackTable: "compose/stacks.toml",
 }
+OPTIONAL = (MeasuredTable,)
 
 
 class Catalog:
@@ -286,9 +310,12 @@ class Catalog:
         images, stacks = _read(root, ImageTable), _read(root, StackTable)
         self.images: dict[str, Image] = images.rows
         self.stacks: dict[str, Stack] = stacks.rows
+        self.measured: dict[str, Measured] = _read(root, MeasuredTable).rows
         self.leave_out: tuple[LeaveOut, ...] = images.leave_out
         self.impossible_images: dict[str, ImpossibleImage] = images.cannot
         self.impossible_stacks: dict[str, ImpossibleStack] = stacks.cannot
+        for name in self.measured:
+            _known(self.images, name, f"images/measured.toml: [{name}]")
         for name, image in self.images.items():
             self._check_image(f"images/images.toml: [{name}]", image)
         for name, stack in self.stacks.items():
@@ -361,6 +388,8 @@ def _read(root: Path, table: type[TableT]) -> TableT:
     try:
         data = tomllib.loads((root / where).read_text())
     except FileNotFoundError:
+        if table in OPTIONAL:
+            return table.model_validate({})
         raise CatalogError(f"{where} is missing: run this inside a checkout of Engine Room.") from None
     except tomllib.TOMLDecodeError as error:
         raise CatalogError(f"{where} is no valid TOML: {error}.") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,14 @@ from engineroom.errors import EngineRoomError
 if TYPE_CHECKING:
     from engineroom.catalog import Catalog
     from engineroom.host import Host
+
+FOLDER = click.Path(file_okay=False, resolve_path=True, path_type=Path)
+FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
+
+
+def note(line: str) -> None:
+    """Progress, for people: on standard error."""
+    click.echo(line, err=True)
 
 
 def root() -> Path:
@@ -112,13 +122,76 @@ def list_names() -> None:
         click.echo(f"  {name:<24} {reason}")
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """An interrupt is no error of ours: what to do, and the exit code that shells know."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted; nothing is broken. Run the same again to go on.", err=True)
+        sys.exit(130)
+
+
 @cli.command()
 @click.argument("targets", nargs=-1, required=True)
-def image(targets: tuple[str, ...]) -> None:
+@click.option("--offline", is_flag=True, help="Use no network: everything comes from a folder of `engineroom wheels`.")
+@click.option("--wheels", "folder", type=FOLDER, help="That folder, if it is not build/wheels/RELEASE.")
+@click.option("--no-cache", is_flag=True, help="Build from nothing, whatever was built before.")
+def image(targets: tuple[str, ...], offline: bool, folder: Path | None, no_cache: bool) -> None:
     """Build the images TARGETS."""
+    from engineroom import wheels
     from engineroom.build import build
 
-    build(catalog(), host(), targets, lambda line: click.echo(line, err=True))
+    if folder and not offline:
+        raise click.UsageError("--wheels goes with --offline; a folder for every build is the setting WHEELS.")
+    rows = catalog()
+    folders = {target: folder or wheels.default_folder(rows, target) for target in targets} if offline else {}
+    with interruptible():
+        for target, place in folders.items():
+            wheels.require(rows, target, place)
+            build(rows, host(), [target], note, offline=place, no_cache=no_cache)
+        if not offline:
+            build(rows, host(), targets, note, no_cache=no_cache)
+
+
+@cli.command()
+@click.argument("image")
+@click.option("--to", "folder", type=FOLDER, help="Default: build/wheels/RELEASE.")
+def wheels(image: str, folder: Path | None) -> None:
+    """Fill a folder with all that a build of IMAGE needs: locked wheels and Debian packages. Fetches what is missing or damaged."""
+    from engineroom import wheels as folders
+
+    rows = catalog()
+    folder = folder or folders.default_folder(rows, image)
+    with interruptible():
+        folders.fill(rows, host(), image, folder, note)
+    click.echo(folder)
+
+
+@cli.command()
+@click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--to", "file", type=FILE, help="Default: build/saved/IMAGE.tar.gz.")
+def save(names: tuple[str, ...], file: Path | None) -> None:
+    """Write built images into a file that `load` reads on another machine; `base` stands for the base image."""
+    from engineroom import transfer
+
+    rows = catalog()
+    file = file or transfer.default_file(rows, names)
+    with interruptible():
+        manifest = transfer.save(rows, host(), names, file, note)
+    click.echo(f"{file} ({manifest.bytes} bytes) and {transfer.manifest_file(file).name}")
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+def load(file: Path) -> None:
+    """Check a FILE of `save` and give its images to Docker."""
+    from engineroom import transfer
+
+    with interruptible():
+        manifest = transfer.load(file, note)
+    for saved in manifest.images:
+        click.echo(f"{saved.name} {saved.id}")
 
 
 @cli.command()

@@ -49,6 +49,14 @@ class AuditFailed(EngineRoomError):
         super().__init__(f"{target}: {len(shown)} finding{'s' if len(shown) > 1 else ''}\n  " + "\n  ".join(shown))
 
 
+class NotAsLocked(EngineRoomError):
+    """A file is missing, or is not the one that was locked or saved."""
+
+
+class NoSpace(EngineRoomError):
+    """The disk has less room than what was asked for needs."""
+
+
 class ServiceUnavailable(EngineRoomError):
     """Docker, a registry or the network is not there."""
 

@@ -46,7 +46,7 @@ class Host:
             vendor_image=env.get("VENDOR_IMAGE", ""),
             webui_image=env.get("WEBUI_IMAGE", ""),
             registry=env.get("ENGINEROOM_REGISTRY", ""),
-            ca=_file(env, "BUILD_CA") or _existing(env.get("SSL_CERT_FILE", "")) or _existing(str(SYSTEM_CA)),
+            ca=_file(env, "BUILD_CA") or existing(env.get("SSL_CERT_FILE", "")) or existing(str(SYSTEM_CA)),
             wheels=_folder(env, "WHEELS") or (Path(found[0]) if found else None),
             index=env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL") or env.get("PIP_INDEX_URL") or pip.get("index-url", ""),
             apt_sources=_file(env, "APT_SOURCES"),
@@ -77,7 +77,8 @@ def _pip_configuration(env: Mapping[str, str]) -> dict[str, str]:
     return dict(parser["global"]) if parser.has_section("global") else {}
 
 
-def _existing(name: str) -> Path | None:
+def existing(name: str) -> Path | None:
+    """The file of this name, if there is one."""
     return Path(name) if name and Path(name).is_file() else None
 
 

