@@ -37,7 +37,9 @@ SECRETS = (
     ("an AWS key", b"AKIA", rb"\bAKIA[0-9A-Z]{16}\b"),
     ("an NVIDIA key", b"nvapi-", rb"\bnvapi-[\w-]{60,}"),
 )
-SECRET_FILES = re.compile(r"(^|/)(\.netrc|\.pypirc|\.git-credentials|\.docker/config\.json|id_(rsa|ed25519|ecdsa)|(pip|uv)/?(pip\.conf|uv\.toml))$")
+SECRET_FILES = re.compile(
+    r"(^|/)(\.netrc|\.pypirc|\.git-credentials|\.docker/config\.json|id_(rsa|ed25519|ecdsa)|(pip|uv)/?(pip\.conf|uv\.toml))$"
+)
 
 
 class Finding(NamedTuple):
@@ -96,7 +98,9 @@ def device_code_findings(codes: dict[str, Survey]) -> Iterator[Finding]:
                 else:
                     yield Finding("device-code", path, f"no device code for compute capability {capability}; it has {found}", capability)
         for folder, count in loose.items():
-            yield Finding("device-code", f"{folder or '.'}/*.cubin", f"{count} that do not run on compute capability {capability}", capability)
+            yield Finding(
+                "device-code", f"{folder or '.'}/*.cubin", f"{count} that do not run on compute capability {capability}", capability
+            )
 
 
 def judged(findings: Iterable[Finding], rules: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +161,9 @@ def _folded(codes: dict[str, Survey]) -> dict[str, Any]:
     """The device code by file. Bare cubins, of which a package may have thousands, are summed up by folder."""
     whole = {path: found for path, found in codes.items() if not path.endswith(".cubin")}
     loose = Counter((os.path.dirname(path), str(found)) for path, found in codes.items() if path not in whole)
-    shown: dict[str, Any] = {path: {**found.pieces, "fat_binaries": found.fat_binaries, "usable": found.usable} for path, found in whole.items()}
+    shown: dict[str, Any] = {
+        path: {**found.pieces, "fat_binaries": found.fat_binaries, "usable": found.usable} for path, found in whole.items()
+    }
     return shown | {f"{folder}/*.cubin": f"{count} of {text}" for (folder, text), count in loose.items()}
 
 
@@ -168,7 +174,9 @@ def _python_packages(metadata: Iterable[Path]) -> list[dict[str, str]]:
         classified = [text.rsplit(" :: ", 1)[-1] for text in fields.get_all("Classifier", []) if text.startswith("License ::")]
         # The field is a name or, in older packages, the whole text: then its first line.
         named = str(fields.get("License-Expression") or fields.get("License") or ", ".join(classified) or "not stated").strip()
-        found.append({"name": str(fields["Name"]), "version": str(fields["Version"]), "licence": named.splitlines()[0][:80] if named else ""})
+        found.append(
+            {"name": str(fields["Name"]), "version": str(fields["Version"]), "licence": named.splitlines()[0][:80] if named else ""}
+        )
     return sorted(found, key=lambda package: package["name"].lower())
 
 

@@ -92,7 +92,9 @@ def audit_files(path: Path, gpu: Gpu) -> dict[str, Any]:
     codes = {name: found for name, data in _binaries(path) if (found := survey(data, wanted))}
     return {
         "findings": [str(finding) for finding in device_code_findings(codes)],
-        "device_code": {name: {**found.pieces, "usable": found.usable, "fat_binaries": found.fat_binaries} for name, found in codes.items()},
+        "device_code": {
+            name: {**found.pieces, "usable": found.usable, "fat_binaries": found.fat_binaries} for name, found in codes.items()
+        },
     }
 
 
@@ -120,4 +122,3 @@ def summary(target: str, result: dict[str, Any]) -> str:
     lines = [f"{target}: clean. {len(surveys)} files hold device code, {len(result.get('packages', []))} packages."]
     lines += [f"  accepted ({rule['check']}): {', '.join(rule['files'])}\n    {rule['why']}" for rule in result.get("excepted", [])]
     return "\n".join(lines)
-

@@ -18,8 +18,16 @@ STACKS = Catalog(ROOT).stacks
 
 def command(catalog: Catalog, stack: str) -> list[str]:
     """The engine's command line that the launcher makes of a stack's compose file; clusters as far as one node goes."""
-    env = {name: variable.value for name, variable in resolve.compose(catalog, stack)["engine_environment"].items() if name.startswith("LAUNCH_")}
-    env |= {"LAUNCH_IMAGE": str(ROOT / "images" / STACKS[stack].image / "image.json"), "LAUNCH_MODEL": "owner/model", "LAUNCH_PORT": "18999"}
+    env = {
+        name: variable.value
+        for name, variable in resolve.compose(catalog, stack)["engine_environment"].items()
+        if name.startswith("LAUNCH_")
+    }
+    env |= {
+        "LAUNCH_IMAGE": str(ROOT / "images" / STACKS[stack].image / "image.json"),
+        "LAUNCH_MODEL": "owner/model",
+        "LAUNCH_PORT": "18999",
+    }
     for name in ("LAUNCH_NODES", "LAUNCH_ROLE", "LAUNCH_HEAD"):
         env.pop(name, None)
     result = CliRunner().invoke(cli.cli, ["serve", "--dry-run", "--json"], env=env)

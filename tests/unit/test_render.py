@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engineroom import render, resolve
+from engineroom import render, resolve, tables
 from engineroom.catalog import Catalog
 from engineroom.errors import EngineRoomError
 
@@ -31,8 +31,9 @@ def test_rendering_is_byte_stable(catalog: Catalog) -> None:
 def test_every_edited_file_is_named(copy: Path, catalog: Catalog) -> None:
     """An edit of any rendered file is noticed and named."""
     paths = render.outputs(catalog)
+    documents = tables.documents(catalog)  # only their tables are rendered
     for path in paths:
-        (copy / path).write_text(paths[path] + "\n")
+        (copy / path).write_text(paths[path].replace("| --- |", "| -- |") if path in documents else paths[path] + "\n")
 
     assert changed(copy) == dict.fromkeys(paths, "stale or edited")
 
