@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STACK ?= demo-cpu
 # Python programs without a suffix, which ruff does not find by itself
-PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/train-demo-model tests/stubs/vllm
+PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
 .PHONY: help demo up down list render check-render lock image images test test-fast bench lint types clean
 

@@ -222,10 +222,14 @@ class ImpossibleStack(Row):
 
 
 class Measured(Row):
-    """What an image took where it was measured: 10^6 bytes unpacked and compressed, seconds from nothing and with nothing to do."""
+    """What an image took where it was measured.
+
+    10^6 bytes unpacked, compressed, and compressed after pruning; seconds of a build from nothing and of one with nothing to do.
+    """
 
     unpacked_mb: int = Field(gt=0)
     compressed_mb: int | None = Field(default=None, gt=0)
+    pruned_mb: int | None = Field(default=None, gt=0)
     cold_seconds: float | None = Field(default=None, ge=0)
     warm_seconds: float | None = Field(default=None, ge=0)
     measured: str = ""

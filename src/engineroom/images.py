@@ -14,7 +14,6 @@ from engineroom import resolve
 from engineroom.build import require_docker
 from engineroom.catalog import Catalog
 
-
 MOST_LAYER_BYTES = 2 * 2**30
 
 

@@ -91,7 +91,7 @@ def test_audit_is_clean(name: str) -> None:
     [("v100-half", 70, "XFORMERS"), ("a100-half", 80, "FLASH_ATTN"), ("h200-fp8", 90, "FLASH_ATTN")],
 )
 def test_attention_has_code_for_the_gpu(name: str, capability: int, backend: str) -> None:
-    """vLLM's own choice under a faked device: FlashAttention 2 has no code for 70, and is not chosen there."""
+    """The choice is vLLM's own, under a faked device: FlashAttention 2 has no code for 70, and is not chosen there."""
     built(name)
     found = json.loads(flags.run_inside(CATALOG, name, "attention.py", str(capability)))
 
