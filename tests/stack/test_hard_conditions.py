@@ -146,7 +146,8 @@ def test_interrupted_build(checkout: Checkout) -> None:
         time.sleep(0.5)
 
     checkout.edit("images/webui/Dockerfile", step, "")
-    assert checkout.run("image", "webui").returncode == 0
+    result = checkout.run("image", "webui")
+    assert result.returncode == 0, result.stdout[-3000:]
     assert checkout.built("webui")
 
 
