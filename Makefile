@@ -49,7 +49,7 @@ bench: .venv ## measure speeds as ratios and write them into README.md
 lint: .venv ## code, shell, Dockerfiles, schemas
 	@$(BIN)/ruff check --quiet . $(PROGRAMS) && $(BIN)/ruff format --check --quiet . $(PROGRAMS)
 	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium .ci/run
-	@$(BIN)/hadolint images/*/Dockerfile
+	@$(BIN)/hadolint images/*/Dockerfile images/debs.Dockerfile
 	@for table in gpus engines models images; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
 	@$(BIN)/check-jsonschema --quiet --schemafile images/schema/stacks.schema.json compose/stacks.toml
 

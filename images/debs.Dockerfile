@@ -5,6 +5,7 @@ ARG BASE_IMAGE
 FROM ${BASE_IMAGE} AS fetch
 SHELL ["/bin/sh", "-euc"]
 ARG PACKAGES
+WORKDIR /out/debs
 # The sources travel along where they are not the base's own: apt finds its lists by them. A password in them does not.
 RUN --mount=type=secret,id=ca \
     --mount=type=secret,id=apt,target=/etc/apt/sources.list.d/debian.sources \
@@ -12,15 +13,14 @@ RUN --mount=type=secret,id=ca \
     export APT_CONFIG=/run/ca.conf; \
     apt-get update -qq; \
     apt-get install -qq --yes --no-install-recommends --download-only $PACKAGES >/dev/null; \
-    mkdir -p /out/debs/lists; \
-    cp /var/cache/apt/archives/*.deb /out/debs/; \
-    find /var/lib/apt/lists -maxdepth 1 -type f ! -name lock -exec cp -t /out/debs/lists {} +; \
+    mkdir lists; \
+    cp /var/cache/apt/archives/*.deb .; \
+    find /var/lib/apt/lists -maxdepth 1 -type f ! -name lock -exec cp -t lists {} +; \
     if grep -q ' /etc/apt/sources.list.d/debian.sources ' /proc/self/mounts; then \
-      sed -E 's#://[^/@ ]*@#://#' /etc/apt/sources.list.d/debian.sources >/out/debs/debian.sources; \
+      sed -E 's#://[^/@ ]*@#://#' /etc/apt/sources.list.d/debian.sources >debian.sources; \
     fi; \
-    chmod -R a+rX /out; \
-    cd /out/debs; \
-    find . -type f -printf '%P\n' | sort | xargs sha256sum >/tmp/sums; \
+    chmod -R a+rX .; \
+    find . -type f -exec sha256sum {} + >/tmp/sums; \
     mv /tmp/sums SHA256SUMS
 
 FROM scratch

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
@@ -85,7 +85,13 @@ def locked(catalog: Catalog, image: str) -> list[Locked]:
         if not lock.is_file():
             raise EngineRoomError(f"{lock} is missing. Type: engineroom lock {image}")
         texts += [(layer.source, layer.requirements) for layer in resolve.layers(release, lock.read_text())]
-    return [_locked(package, lines, index) for index, text in texts for package, lines in resolve.locked(text)]
+    found: dict[tuple[str, str], Locked] = {}
+    for index, text in texts:
+        for package, lines in resolve.locked(text):
+            row = _locked(package, lines, index)
+            twin = found.setdefault((row.package, row.version), row)  # in two locks: what both accept
+            found[row.package, row.version] = replace(row, sums=row.sums & twin.sums)
+    return list(found.values())
 
 
 def _locked(package: str, lines: str, index: str) -> Locked:
