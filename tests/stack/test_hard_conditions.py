@@ -200,7 +200,8 @@ def test_a_folder_is_mended(checkout: Checkout, folder: Path) -> None:
 
 def test_offline_build(checkout: Checkout, whole: Path) -> None:
     """`cpu` is built from its folder alone: no network in any step, nothing cached, interrupted once in the middle."""
-    checkout.edit("images/cpu/Dockerfile", "target=/root/.cache/uv", f"id={checkout.repository},target=/root/.cache/uv")
+    checkout.edit("images/cpu/Dockerfile", "type=cache,target=/root/.cache/uv", "type=tmpfs,target=/root/.cache/uv")
+    checkout.edit("images/cpu/Dockerfile", "FROM system AS body\n", f"FROM system AS body\nENV NEVER_BUILT_BEFORE={checkout.repository}\n")
     command = ("image", "cpu", "--offline", "--wheels", str(whole))
     result = checkout.interrupt(*command, "--no-cache", at=r"install-layer torch")
 
