@@ -28,7 +28,7 @@ ELF_CUDA = struct.pack("<H", 190)
 ELF_HEADER = 64
 NEW_CUDA_ABI = 8  # from this ABI version on the architecture stands in the second byte of the ELF flags
 
-Data = mmap.mmap | bytes
+Data = mmap.mmap | bytes | bytearray
 
 
 class Code(NamedTuple):
@@ -126,20 +126,25 @@ def _is_empty(data: Data, code: Code) -> bool:
 
 
 def blank(file: Path, capabilities: Collection[int]) -> int:
+    """Blank a file in place, as `blanked` does. Returns bytes."""
+    with opened(file, write=True) as data:
+        return blanked(data, capabilities)
+
+
+def blanked(data: mmap.mmap | bytearray, capabilities: Collection[int]) -> int:
     """Overwrite with zeros what GPUs of these compute capabilities would never load from fat binaries. Returns bytes.
 
-    Offsets, headers and the file's length stay, so loading is unchanged and the zeros compress to nothing. The driver takes
+    Offsets, headers and the length stay, so loading is unchanged and the zeros compress to nothing. The driver takes
     the newest SASS that runs on the GPU, or else the newest PTX: those stay, for each capability.
     """
     zeroed = 0
-    with opened(file, write=True) as data:
-        for start, end in list(_containers(data)):
-            for codes in fat_binaries(data[start:end]):
-                kept = [_loaded(codes, capability) for capability in capabilities]
-                for code in (code for code in codes if code not in kept):
-                    at = start + code.start
-                    data[at : at + code.size] = bytes(code.size)
-                    zeroed += code.size
+    for start, end in list(_containers(data)):
+        for codes in fat_binaries(bytes(data[start:end])):
+            kept = [_loaded(codes, capability) for capability in capabilities]
+            for code in (code for code in codes if code not in kept):
+                at = start + code.start
+                data[at : at + code.size] = bytes(code.size)
+                zeroed += code.size
     return zeroed
 
 
