@@ -21,9 +21,10 @@ def engineroom(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Comp
 
 def copy_catalog(folder: Path) -> Path:
     """A checkout's catalog and rendered files, to spoil."""
-    for part in ("images", "compose"):
+    for part in ("images", "compose", "docs"):
         shutil.copytree(ROOT / part, folder / part)
-    shutil.copy(ROOT / "compose.yaml", folder)
+    for file in ("compose.yaml", "README.md"):
+        shutil.copy(ROOT / file, folder)
     return folder
 
 
@@ -40,6 +41,10 @@ def copy_catalog(folder: Path) -> Path:
         (("up", "demo-cpu"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "127.0.0.1:1"),
         (("up", "demo-cpu"), {"API_PORT": "eighty"}, 78, "API_PORT is 'eighty', which is no port"),
         (("lock", "b200-fp4"), {}, 70, "there is nothing to lock"),
+        (("audit", "v100-halv"), {}, 2, "Did you mean 'v100-half'?"),
+        (("audit", "images"), {}, 70, "Name the GPU that images is for: --gpu v100"),
+        (("audit", "cpu"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "Type: scripts/docker-engine"),
+        (("flags", "cpuu"), {}, 2, "Did you mean 'cpu'?"),
         (("rendr",), {}, 2, "No such command 'rendr'"),
     ],
 )
@@ -83,12 +88,12 @@ def test_render_does_not_depend_on_hashes(seed: str) -> None:
 def test_no_network(tmp_path: Path) -> None:
     """Without its index a lock fails with the cause, and the old lock stays."""
     copy = copy_catalog(tmp_path)
-    before = (copy / "images/locks/webui.txt").read_text()
+    before = (copy / "images/locks/open-webui-0.12.4.txt").read_text()
     result = engineroom("lock", "webui", "--upgrade", cwd=copy, UV_DEFAULT_INDEX="http://127.0.0.1:1/simple", UV_HTTP_RETRIES="0")
 
     assert result.returncode == 69
     assert "cannot be reached" in result.stderr
-    assert (copy / "images/locks/webui.txt").read_text() == before
+    assert (copy / "images/locks/open-webui-0.12.4.txt").read_text() == before
 
 
 @pytest.fixture
