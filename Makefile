@@ -5,7 +5,7 @@ STACK ?= demo-cpu
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down list render check-render lock image images test test-fast bench lint types clean
+.PHONY: help demo up down list render check-render lock image images sizes audit test test-fast bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,8 +34,14 @@ lock: .venv ## resolve the packages of every image into hash locks
 image: .venv ## build one image: make image TARGET=cpu; OFFLINE=1 uses no network
 	@$(BIN)/engineroom image $(if $(OFFLINE),--offline) $(if $(TARGET),$(TARGET),$(error which? make image TARGET=cpu; make list shows them))
 
-images: .venv ## what the built images weigh, by layer
+images: .venv ## build every image, an hour or so, and show what they weigh
+	@$(BIN)/engineroom image --all; status=$$?; $(BIN)/engineroom images; exit $$status
+
+sizes: .venv ## what the built images weigh, by layer
 	@$(BIN)/engineroom images
+
+audit: .venv ## check a built image against its GPU: make audit TARGET=cpu
+	@$(BIN)/engineroom audit $(if $(TARGET),$(TARGET),$(error which? make audit TARGET=cpu))
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
 	@scripts/docker-engine && scripts/chromium && $(BIN)/pytest
@@ -50,7 +56,7 @@ lint: .venv ## code, shell, Dockerfiles, schemas
 	@$(BIN)/ruff check --quiet . $(PROGRAMS) && $(BIN)/ruff format --check --quiet . $(PROGRAMS)
 	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium .ci/run
 	@$(BIN)/hadolint images/*/Dockerfile images/debs.Dockerfile
-	@for table in gpus engines models images; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
+	@for table in gpus engines models images measured; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
 	@$(BIN)/check-jsonschema --quiet --schemafile images/schema/stacks.schema.json compose/stacks.toml
 
 types: .venv ## mypy, strict

@@ -48,6 +48,23 @@ def build(catalog: Catalog, host: Host, images: Sequence[str], say: Say, *, offl
             _bake(catalog.root, image, overlay, say)
 
 
+def build_all(catalog: Catalog, host: Host, say: Say) -> None:
+    """Build every image. One that cannot be built here does not keep the others from it.
+
+    Raises ServiceUnavailable without Docker, BuildFailed with the reason of each that failed.
+    """
+    require_docker()
+    failed = []
+    for image in catalog.images:
+        say(f"building {image}")
+        try:
+            build(catalog, host, [image], say)
+        except EngineRoomError as error:
+            failed.append(str(error))
+    if failed:
+        raise BuildFailed(f"{len(failed)} of {len(catalog.images)} images could not be built:\n\n" + "\n\n".join(failed))
+
+
 def require_space(catalog: Catalog, image: str) -> None:
     """Raises NoSpace when an image that is not here yet was measured to need more than Docker's disk has."""
     measured = catalog.measured.get(image)

@@ -133,18 +133,25 @@ def interruptible() -> Iterator[None]:
 
 
 @cli.command()
-@click.argument("targets", nargs=-1, required=True)
+@click.argument("targets", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Build every image, one after another; go on after one that cannot be built.")
 @click.option("--offline", is_flag=True, help="Use no network: everything comes from a folder of `engineroom wheels`.")
 @click.option("--wheels", "folder", type=FOLDER, help="That folder, if it is not build/wheels/RELEASE.")
 @click.option("--no-cache", is_flag=True, help="Build from nothing, whatever was built before.")
-def image(targets: tuple[str, ...], offline: bool, folder: Path | None, no_cache: bool) -> None:
+def image(targets: tuple[str, ...], everything: bool, offline: bool, folder: Path | None, no_cache: bool) -> None:
     """Build the images TARGETS."""
     from engineroom import wheels
-    from engineroom.build import build
+    from engineroom.build import build, build_all
 
+    if bool(targets) is everything or (everything and offline):
+        raise click.UsageError("Name images, or say --all, which goes without --offline; engineroom list shows them.")
     if folder and not offline:
         raise click.UsageError("--wheels goes with --offline; a folder for every build is the setting WHEELS.")
     rows = catalog()
+    if everything:
+        with interruptible():
+            build_all(rows, host(), note)
+        return
     folders = {target: folder or wheels.default_folder(rows, target) for target in targets} if offline else {}
     with interruptible():
         for target, place in folders.items():

@@ -59,5 +59,7 @@ def report(catalog: Catalog) -> Iterator[str]:
             yield f"{image:<14} not built here      {resolve.image_title(catalog, catalog.images[image], release)}"
             continue
         yield f"{image:<14} {decimal(sum(layer.bytes for layer in layers)):>9}  {name}"
+        if release.upstream:
+            yield f"{'':<14} {'upstream':>9}    {release.upstream.image}: {release.upstream.weighs} ({release.upstream.source})"
         for layer in layers:
             yield f"{'':<14} {decimal(layer.bytes):>9}    {layer.holds}"

@@ -36,6 +36,8 @@ def copy_catalog(folder: Path) -> Path:
         (("image", "v100-trtllm"), {}, 78, "a V100 is 70.\nUse v100-half instead."),
         (("up", "v3-a100x2"), {}, 78, "313 GiB on each of two A100"),
         (("image", "cpu"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "Type: scripts/docker-engine"),
+        (("image", "--all"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "Type: scripts/docker-engine"),
+        (("image",), {}, 2, "Name images, or say --all"),
         (("images",), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "Type: scripts/docker-engine"),
         (("down",), {"PATH": "/nowhere"}, 69, "There is no docker on PATH"),
         (("up", "demo-cpu"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "127.0.0.1:1"),
