@@ -81,8 +81,8 @@ def audit(root: Path, rules: dict[str, Any]) -> dict[str, Any]:
                     findings += _secrets(path, data)
     findings += list(device_code_findings(codes))
     findings += [
-        Finding("shared-libraries", path, f"nothing provides {name}")
-        for path, name in shared_objects.unresolved(objects, [str(root / folder) for folder in SYSTEM_FOLDERS])
+        Finding("shared-libraries", path, f"nothing provides {', '.join(names)}")
+        for path, names in shared_objects.unresolved(objects, [str(root / folder) for folder in SYSTEM_FOLDERS])
     ]
     return {**judged(findings, rules), "device_code": _folded(codes), "packages": [*_debian_packages(root), *_python_packages(metadata)]}
 

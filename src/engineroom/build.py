@@ -16,7 +16,7 @@ from typing import Any
 
 from engineroom import disk, resolve
 from engineroom.catalog import Catalog, Layer, Release
-from engineroom.errors import BuildFailed, EngineRoomError, ServiceUnavailable
+from engineroom.errors import AuditFailed, BuildFailed, EngineRoomError, ServiceUnavailable
 from engineroom.host import Host, existing
 
 LOCAL_BASE = "engineroom-base:bookworm"
@@ -221,6 +221,8 @@ def diagnose(image: str, lines: Sequence[str]) -> EngineRoomError:
         )
     if found := re.search(r"Because (\S+) was not found in the provided package locations", text):
         return BuildFailed(f"{image}: the folder of wheels lacks {found[1]}. Type: engineroom wheels {image}")
+    if findings := re.findall(r"^#\d+ \S+ audit: (.*)$", text, re.MULTILINE):
+        return AuditFailed(f"{image} is not what its GPU needs", findings)
     if re.search(r"Failed to (fetch|download)|Could not (connect|resolve)|Temporary failure|dns error|Connection refused", text):
         evidence = next(line for line in lines if re.search(r"Failed to|Could not|Temporary failure|dns error|Connection refused", line))
         return ServiceUnavailable(

@@ -57,8 +57,8 @@ def _read(data: Data) -> SharedObject | None:
     return SharedObject(next(texts(SONAME), ""), tuple(texts(NEEDED)), tuple(paths))
 
 
-def unresolved(objects: Mapping[str, SharedObject], system: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of a file and a name that it needs and that nothing in the image provides; names of the driver do not count.
+def unresolved(objects: Mapping[str, SharedObject], system: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each file that needs what nothing in the image provides, with the names; names of the driver do not count.
 
     A Python package may load a library before the one that needs it, and then the loader takes that: so a name is also
     found when any file of `objects` (by path or by its own name) bears it. `system` holds folders that the loader searches.
@@ -66,6 +66,6 @@ def unresolved(objects: Mapping[str, SharedObject], system: Iterable[str]) -> It
     names = {os.path.basename(path) for path in objects} | {found.soname for found in objects.values()}
     names |= {name for folder in system if os.path.isdir(folder) for name in os.listdir(folder)}
     for path, found in objects.items():
-        for name in found.needed:
-            if name not in names and not any(fnmatch(name, pattern) for pattern in DRIVER):
-                yield path, name
+        missing = [name for name in found.needed if name not in names and not any(fnmatch(name, pattern) for pattern in DRIVER)]
+        if missing:
+            yield path, missing

@@ -157,7 +157,7 @@ def test_names_that_nothing_provides(tmp_path: Path) -> None:
         "b/libtwo-abc.so": SharedObject("libtwo.so.2", ("libone.so.1", "libnvidia-ml.so.1"), ()),
     }
 
-    assert list(shared_objects.unresolved(objects, [str(tmp_path)])) == [("a/one.so", "libgone.so.3")]
+    assert list(shared_objects.unresolved(objects, [str(tmp_path)])) == [("a/one.so", ["libgone.so.3"])]
 
 
 def test_broken_library_is_no_error() -> None:
