@@ -68,7 +68,7 @@ class LeaveOut(Row):
     keep: tuple[str, ...] = ()
     layer: Name | None = None
     unless: str = ""
-    saves_mb: int = Field(ge=0)
+    saves_mb: int = Field(gt=0)
     why: Reason
 
 
