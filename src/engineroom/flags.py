@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -48,9 +49,9 @@ def run_inside(catalog: Catalog, image: str, *arguments: str, stdin: str = "") -
 
 
 def refused(snapshot: dict[str, Any], arguments: Sequence[str]) -> Iterator[str]:
-    """What an engine would not accept of a command line's flags, going by its snapshot; positional arguments are passed over."""
+    """What an engine would not accept of a command line, going by its snapshot: its flags from the first `--name` on."""
     known = {name: flag for flag in snapshot["flags"] for name in (*flag["names"], flag["off"]) if name}
-    words = list(arguments)
+    words = list(itertools.dropwhile(lambda word: not word.startswith("--"), arguments))
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
