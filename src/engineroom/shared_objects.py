@@ -17,17 +17,16 @@ HEADER = struct.Struct("<32xQ14xHH")  # offset of the program headers, bytes of 
 SEGMENT = struct.Struct("<IIQQQQ")  # type, flags, offset in the file, address, physical address, bytes in the file
 PAIR = struct.Struct("<QQ")
 LOAD, DYNAMIC = 1, 2
-NEEDED, STRINGS, SONAME, RPATH, RUNPATH = 1, 5, 14, 15, 29
+NEEDED, STRINGS, SONAME = 1, 5, 14
 # The GPU's driver is the host's: the container runtime mounts it. WSL and vGPU names are the same libraries.
 DRIVER = ("libcuda.so.1", "libnvidia-*.so.1", "libnvcuvid.so.1", "libnvoptix.so.1", "libcudadebugger.so.1")
 
 
 class SharedObject(NamedTuple):
-    """The dynamic section of a file: its name, the names that it needs, and the folders that it names itself."""
+    """The dynamic section of a file: its own name, and the names that it needs."""
 
     soname: str
     needed: tuple[str, ...]
-    paths: tuple[str, ...]
 
 
 def read(data: Data) -> SharedObject | None:
@@ -53,8 +52,7 @@ def _read(data: Data) -> SharedObject | None:
             if tag == wanted:
                 yield data[strings + value : data.find(b"\0", strings + value)].decode()
 
-    paths = [path for tag in (RUNPATH, RPATH) for text in texts(tag) for path in text.split(":")]
-    return SharedObject(next(texts(SONAME), ""), tuple(texts(NEEDED)), tuple(paths))
+    return SharedObject(next(texts(SONAME), ""), tuple(texts(NEEDED)))
 
 
 def unresolved(objects: Mapping[str, SharedObject], system: Iterable[str]) -> Iterator[tuple[str, list[str]]]:

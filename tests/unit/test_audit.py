@@ -153,8 +153,8 @@ def test_names_that_nothing_provides(tmp_path: Path) -> None:
     """A name is found by file, by a library's own name, or in the system's folders; the driver's names are the host's."""
     shutil.copy(DATA / "kernel.ptx", tmp_path / "libc.so.6")
     objects = {
-        "a/one.so": SharedObject("libone.so.1", ("libtwo.so.2", "libc.so.6", "libcuda.so.1", "libgone.so.3"), ()),
-        "b/libtwo-abc.so": SharedObject("libtwo.so.2", ("libone.so.1", "libnvidia-ml.so.1"), ()),
+        "a/one.so": SharedObject("libone.so.1", ("libtwo.so.2", "libc.so.6", "libcuda.so.1", "libgone.so.3")),
+        "b/libtwo-abc.so": SharedObject("libtwo.so.2", ("libone.so.1", "libnvidia-ml.so.1")),
     }
 
     assert list(shared_objects.unresolved(objects, [str(tmp_path)])) == [("a/one.so", ["libgone.so.3"])]
