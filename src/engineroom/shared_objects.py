@@ -33,7 +33,7 @@ def read(data: Data) -> SharedObject | None:
     """The dynamic section, or None for a file that has none or is broken."""
     try:
         return _read(data)
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, StopIteration):
         return None
 
 

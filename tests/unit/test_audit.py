@@ -172,3 +172,10 @@ def test_every_exception_and_rule_says_why(catalog: Catalog) -> None:
         found = resolve.audit_rules(catalog, name)
         assert found["capabilities"] == resolve.capabilities(catalog, image)
         assert all(len(rule["why"]) > 8 for rule in found["exceptions"])
+
+
+def test_library_cut_in_the_middle() -> None:
+    """Every way to cut a real library is broken or readable, and never an error."""
+    whole = next(Path("/lib/x86_64-linux-gnu").glob("libm.so.6")).read_bytes()
+    for size in range(64, 4096, 61):
+        shared_objects.read(whole[:size])
