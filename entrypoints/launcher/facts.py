@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from launcher.engines import ENGINES
@@ -11,7 +11,7 @@ from launcher.errors import Refused
 
 
 class ImageFacts(NamedTuple):
-    """The image's row of the catalog, resolved. `args` and `env` are defaults."""
+    """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first."""
 
     image: str
     engine: str
@@ -21,6 +21,7 @@ class ImageFacts(NamedTuple):
     gpus: Mapping[str, int]
     cuda: str
     min_driver: str
+    executors: Sequence[str]
     model: str
     model_name: str
     args: Mapping[str, bool | int | float | str]

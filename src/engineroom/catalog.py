@@ -81,6 +81,21 @@ class AuditException(Row):
     why: Reason
 
 
+class Newer(Row):
+    """A locked package that is younger than the release's horizon, with the reason."""
+
+    package: Name
+    until: date
+    why: Reason
+
+
+class Executor(Row):
+    """A way in which a release spreads one model over several nodes: Ray, or the engine's own; with the reason for its place in the order."""
+
+    name: Literal["ray", "native"]
+    why: Reason
+
+
 class Layer(Row):
     """Packages that change together and share an image layer; `nvidia-*` stands for a prefix.
 
@@ -121,6 +136,8 @@ class Release(Row):
     published: str = ""
     packages: tuple[str, ...] = ()
     horizon: date | None = None
+    newer: tuple[Newer, ...] = ()
+    executors: tuple[Executor, ...] = ()
     python: str = ""
     cuda: str = ""
     min_driver: str = ""

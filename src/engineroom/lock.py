@@ -43,6 +43,7 @@ def _command(release: Release, folder: Path, target: Path, upgrade: bool, index:
     wanted.write_text("".join(f"{package}\n" for package in release.packages))
     excluded.write_text("".join(f"{package}\n" for group in release.leave_out for package in group.packages))
     horizon = ["--exclude-newer", release.horizon.isoformat()] if release.horizon else []
+    horizon += [f"--exclude-newer-package={row.package}={row.until.isoformat()}" for row in release.newer]
     folders = [part for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS") for part in os.environ.get(name, "").split()]
     return [
         *(f"{sysconfig.get_path('scripts')}/uv", "pip", "compile", "--quiet", str(wanted), "--excludes", str(excluded)),

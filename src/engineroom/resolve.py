@@ -125,6 +125,7 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "gpus": {gpu: catalog.gpus[gpu].compute_capability for gpu in image.gpus},
         "cuda": release.cuda,
         "min_driver": release.min_driver,
+        "executors": [executor.name for executor in release.executors],
         "model": model_folder(image.model) if image.model else "",
         "model_name": image.model or "",
         "args": args,

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FACTS = {
     "image": "stub", "engine": "vllm", "release": "stub", "version": "0", "precision": "auto", "gpus": {"cpu": 0}, "cuda": "",
-    "min_driver": "", "model": "", "model_name": "", "args": {}, "env": {},
+    "min_driver": "", "executors": ["ray", "native"], "model": "", "model_name": "", "args": {}, "env": {},
 }  # fmt: skip
 
 
