@@ -14,7 +14,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def run(plan: LaunchPlan) -> list[str]:
     """Run every check and return a line for each that passed. Raises Refused at the first that does not."""
-    return [check(plan) for check in (model_is_there, port_is_free)]
+    return [check(plan) for check in (model_is_there, port_is_free) if plan.serves or check is not port_is_free]
 
 
 def model_is_there(plan: LaunchPlan) -> str:

@@ -120,10 +120,16 @@ def health(context: click.Context, /, ready: bool, **options: Any) -> None:
     port = chosen.port
     if context.get_parameter_source("port") is click.core.ParameterSource.DEFAULT:
         port = plan.only_port() or port
+    state = State(plan.state_file(port)).read()
+    if state.startswith("worker"):  # it has no server of its own
+        if state != "worker ready" and (ready or state == "worker stopped"):
+            raise Unavailable(f"this worker is {state.partition(' ')[2]}")
+        click.echo("ready" if ready else "live")
+        return
     server = Server(ENGINES[facts.load(chosen.image).engine], port, chosen.secrets.get("LAUNCH_API_KEY"))
     server.live()
     if ready:
-        if State(plan.state_file(port)).read() == "draining":
+        if state == "draining":
             raise Unavailable("draining: no new requests are taken")
         server.token(server.model())
     click.echo("ready" if ready else "live")
@@ -134,19 +140,45 @@ def show(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
     lines = [
         f"image     {decided.image}: {decided.engine} {decided.version}",
         f"role      {decided.role} ({decided.rule})",
+        *show_cluster(decided),
         f"model     {decided.model}, shown as {decided.model_name}",
         *(f"check     {line}" for line in passed),
+        *(f"warning   {line}" for line in decided.warnings),
         *(f"env       {name}={shlex.quote(value)}" for name, value in shown_environment(decided).items()),
-        f"command   {shlex.join(decided.command)}",
+        *(
+            [f"command   {shlex.join(decided.command)}"]
+            if decided.command
+            else ["command   none: Ray starts the engine's processes from the head"]
+        ),
     ]
     return "\n".join(lines)
+
+
+def show_cluster(decided: plan.LaunchPlan) -> list[str]:
+    """Rank, addresses and executor of a node among several, as far as they are known before the nodes meet."""
+    cluster = decided.cluster
+    if not cluster:
+        return []
+    from launcher import network
+
+    rank = "rank given by the head" if cluster.rank is None else f"rank {cluster.rank}"
+    if decided.serves:
+        address = network.of_head(cluster.interface, cluster.head)
+        where = f"head at {address.ip}:{cluster.port} on {address.interface} ({address.why})"
+    else:
+        where = f"head {cluster.head}, port {cluster.port}; own address on {cluster.interface or 'the way there'}"
+    return [
+        f"cluster   {cluster.nodes} nodes, {rank}; {where}",
+        f"executor  {cluster.executor} ({cluster.reason}); tensor parallel {decided.tp}, pipeline parallel {decided.pp}",
+    ]
 
 
 def show_json(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
     """The plan for programs."""
     import json
 
-    shown = {**decided._asdict(), "environment": shown_environment(decided), "checks": list(passed)}
+    cluster = decided.cluster._asdict() if decided.cluster else None
+    shown = {**decided._asdict(), "cluster": cluster, "environment": shown_environment(decided), "checks": list(passed)}
     return json.dumps(shown, indent=2)
 
 

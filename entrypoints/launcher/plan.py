@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from launcher import __version__, layout, raynode
 from launcher import role as roles
 from launcher.engines import ENGINES
 from launcher.engines.common import Request
@@ -14,16 +15,42 @@ from launcher.facts import ImageFacts
 from launcher.settings import Settings
 
 
+class Cluster(NamedTuple):
+    """The place of this node among several. `gpus` are those of a node; `rank` is None where the head gives it; seconds.
+
+    `agreed` is what every node must say alike. The token is a secret and not here.
+    """
+
+    executor: str
+    reason: str
+    nodes: int
+    rank: int | None
+    head: str | None
+    interface: str | None
+    port: int
+    gpus: int
+    join_seconds: float
+    peer_seconds: float
+    agreed: dict[str, object]
+
+
 class LaunchPlan(NamedTuple):
-    """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`."""
+    """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`.
+
+    `command` is the engine's, without what is known only once the nodes have met; empty where Ray starts it from the head.
+    """
 
     image: str
     engine: str
     version: str
     role: str
     rule: str
+    cluster: Cluster | None
     model: str
     model_name: str
+    tp: int
+    pp: int
+    warnings: tuple[str, ...]
     port: int
     command: list[str]
     environment: dict[str, str]
@@ -33,10 +60,15 @@ class LaunchPlan(NamedTuple):
     drain_seconds: float
     probe_seconds: float
 
+    @property
+    def serves(self) -> bool:
+        """Whether this node has the API."""
+        return self.role != "worker"
+
 
 def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> LaunchPlan:
     """Decide role, model, layout, command and environment. Raises Refused for what cannot work."""
-    role = roles.detect(settings)
+    role = roles.detect(settings, env)
     model = settings.model or facts.model
     if not model:
         raise Refused(
@@ -44,13 +76,16 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         )
     engine = ENGINES[facts.engine]
     gpus = visible_gpus(env, facts) if settings.gpus is None else settings.gpus
-    pp = settings.pp or settings.nodes
+    executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
+    cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, layout.model_config(model, env))
     request = Request(
         model=model,
         model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],
+        host=settings.host,
         port=settings.port,
-        tp=settings.tp or max(gpus * settings.nodes // pp, 1),
-        pp=pp,
+        executor=executor.name,
+        tp=cut.tp,
+        pp=cut.pp,
         max_model_len=settings.max_model_len,
         max_seqs=settings.max_seqs,
         defaults=facts.args,
@@ -59,6 +94,15 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         api_key=settings.secrets.get("LAUNCH_API_KEY"),
         state=state_file(settings.port),
     )
+    agreed: dict[str, object] = {
+        "launcher": __version__,
+        "engine": f"{facts.engine} {facts.version}",
+        "executor": executor.name,
+        "nodes": role.nodes,
+        "model": request.model,
+        "tensor parallel": request.tp,
+        "pipeline parallel": request.pp,
+    }
     defaults = {name: value for name, value in facts.env.items() if name not in env}
     added = engine.environment(request)
     if "HF_TOKEN" in settings.secrets:
@@ -69,16 +113,48 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         version=facts.version,
         role=role.name,
         rule=role.rule,
+        cluster=_cluster(settings, role, executor, gpus, agreed) if role.nodes > 1 else None,
         model=request.model,
         model_name=request.model_name,
+        tp=cut.tp,
+        pp=cut.pp,
+        warnings=cut.warnings,
         port=request.port,
-        command=engine.command(request),
+        command=[] if role.name == "worker" and executor.name == "ray" else engine.command(request),
         environment={**defaults, **added},
         secret_names=tuple(name for name, value in added.items() if value in settings.secrets.values()),
         state=request.state,
         start_seconds=settings.start_seconds,
         drain_seconds=settings.drain_seconds,
         probe_seconds=settings.probe_seconds,
+    )
+
+
+def _cluster(settings: Settings, role: roles.Role, executor: layout.Executor, gpus: int, agreed: dict[str, object]) -> Cluster:
+    """The place of this node among several. Raises Refused without a token, and for ports that run into each other."""
+    if "LAUNCH_CLUSTER_TOKEN" not in settings.secrets and not settings.insecure_cluster:
+        raise Refused(
+            f"A stack of {role.nodes} nodes needs a token that all of them share: without one, whoever reaches their ports can run programs here.\n"
+            "Make one with `openssl rand -hex 32 > cluster-token`, give the file to every node, and set LAUNCH_CLUSTER_TOKEN_FILE to it.\n"
+            "On a network that nobody else reaches, LAUNCH_INSECURE_CLUSTER=true does without."
+        )
+    raynode.check_ports(settings.cluster_port, settings.port)
+    if executor.name == "ray":
+        agreed = {**agreed, "ray": raynode.version()}
+        if not agreed["ray"]:
+            raise Refused("There is no `ray` program in this container. Set LAUNCH_EXECUTOR=native, or use an image of this release.")
+    return Cluster(
+        executor=executor.name,
+        reason=executor.reason,
+        nodes=role.nodes,
+        rank=role.rank,
+        head=role.head,
+        interface=settings.interface,
+        port=settings.cluster_port,
+        gpus=gpus,
+        join_seconds=settings.join_seconds,
+        peer_seconds=settings.peer_seconds,
+        agreed=agreed,
     )
 
 

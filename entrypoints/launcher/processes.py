@@ -9,6 +9,7 @@ import signal
 import time
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here, since a child between fork and exec must take no lock
 
 
 def adopt_orphans() -> None:
@@ -29,6 +30,17 @@ def kill_descendants() -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def named(names: tuple[str, ...]) -> dict[int, str]:
+    """Living processes below this one that bear one of these names, by process id."""
+    found = {}
+    for pid in _descendants():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+            name = file.read().strip()
+            if name in names:
+                found[pid] = name
+    return found
 
 
 def _descendants() -> list[int]:
@@ -60,4 +72,4 @@ def ending(code: int) -> str:
 
 
 def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    LIBC.prctl(option, value, 0, 0, 0)

@@ -67,7 +67,9 @@ def _detected(settings: Settings, env: Env) -> Role:
         return Role("single", "no cluster in sight")
     role = found[0]
     if settings.nodes is not None and settings.nodes != role.nodes:
-        raise Refused(f"LAUNCH_NODES is {settings.nodes}, and {role.rule} says {role.nodes} nodes. Unset LAUNCH_NODES, or ask for as many nodes.")
+        raise Refused(
+            f"LAUNCH_NODES is {settings.nodes}, and {role.rule} says {role.nodes} nodes. Unset LAUNCH_NODES, or ask for as many nodes."
+        )
     return role._replace(head=settings.head or role.head)
 
 
@@ -75,22 +77,28 @@ def _lws(env: Env, _: int | None) -> Role | None:
     if not any(name in env for name in ("LWS_LEADER_ADDRESS", "LWS_GROUP_SIZE", "LWS_WORKER_INDEX")):
         return None
     nodes, rank = _number(env, "LWS_GROUP_SIZE", "LeaderWorkerSet"), _number(env, "LWS_WORKER_INDEX", "LeaderWorkerSet")
-    return _ranked("LeaderWorkerSet's LWS_GROUP_SIZE and LWS_WORKER_INDEX", nodes, rank, _text(env, "LWS_LEADER_ADDRESS", "LeaderWorkerSet"))
+    return _ranked(
+        "LeaderWorkerSet's LWS_GROUP_SIZE and LWS_WORKER_INDEX", nodes, rank, _text(env, "LWS_LEADER_ADDRESS", "LeaderWorkerSet")
+    )
 
 
 def _volcano(env: Env, _: int | None) -> Role | None:
     """Tasks in the order head, then workers: by name where there are two, since nothing in the environment names the pod's own task."""
-    if "RANK" in env:  # the PyTorch plugin says the same in plainer words
+    if "RANK" in env or "MASTER_ADDR" in env:  # the PyTorch plugin says the same in plainer words
         return None
     hosts = {name[3:-6]: [host for host in value.split(",") if host] for name, value in env.items() if re.fullmatch(r"VC_.+_HOSTS", name)}
     if not hosts:
         return None
     order = sorted(hosts, key=lambda task: (task not in HEAD_TASKS, task))
     everyone = [host for task in order for host in hosts[task]]
+    if len(everyone) == 1:
+        return Role("single", "Volcano's VC_*_HOSTS")
     me = env.get("HOSTNAME") or os.uname().nodename
     ranks = [rank for rank, host in enumerate(everyone) if host.split(".")[0] == me.split(".")[0]]
     if len(ranks) != 1:
-        raise Refused(f"Volcano's VC_*_HOSTS name {', '.join(everyone) or 'nobody'}, and this host is {me}. Set LAUNCH_ROLE, LAUNCH_NODES and LAUNCH_HEAD.")
+        raise Refused(
+            f"Volcano's VC_*_HOSTS name {', '.join(everyone) or 'nobody'}, and this host is {me}. Set LAUNCH_ROLE, LAUNCH_NODES and LAUNCH_HEAD."
+        )
     return _ranked("Volcano's VC_*_HOSTS and this host's name", len(everyone), ranks[0], everyone[0])
 
 
@@ -100,6 +108,10 @@ def _ranks(env: Env, _: int | None) -> Role | None:
     if not names:
         return None
     scheduler = "a PyTorch job"
+    if env.get("LOCAL_WORLD_SIZE", "1") != "1":
+        raise Refused(
+            f"torchrun starts {env['LOCAL_WORLD_SIZE']} processes on this node. Start the launcher once a node: it starts the others."
+        )
     nodes, rank = _number(env, "WORLD_SIZE", scheduler), _number(env, "RANK", scheduler)
     return _ranked("RANK and WORLD_SIZE of a PyTorch job", nodes, rank, _text(env, "MASTER_ADDR", scheduler))
 
@@ -108,6 +120,11 @@ def _slurm(env: Env, _: int | None) -> Role | None:
     count = next((name for name in ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES") if name in env), None)
     if count is None:
         return None
+    if "SLURM_STEP_NUM_NODES" not in env and env[count] != "1":
+        raise Refused(
+            f"Slurm gives this job {env[count]} nodes, and this is the job's script, which runs on the first alone.\n"
+            "Start the launcher on each with `srun --ntasks-per-node=1`, or set LAUNCH_ROLE."
+        )
     if env.get("SLURM_LOCALID", "0") != "0":
         raise Refused(f"Slurm runs more than one task on this node (SLURM_LOCALID={env['SLURM_LOCALID']}). Use `srun --ntasks-per-node=1`.")
     nodes = _number(env, count, "Slurm")
@@ -124,11 +141,11 @@ def _kuberay(env: Env, nodes: int | None) -> Role | None:
         return None
     if nodes is None:
         raise Refused("KubeRay does not say how many nodes there are. Set LAUNCH_NODES in the head group and in the worker group.")
-    head = env.get("FQ_RAY_IP") or env.get("RAY_ADDRESS", "").rpartition(":")[0]
-    command = env.get("KUBERAY_GEN_RAY_START_CMD", "")
-    if "--head" in command.split() or (not command and head in ("127.0.0.1", "localhost")):
-        return Role("head", "KubeRay's head group", nodes, 0, None)
-    return Role("worker", "KubeRay's FQ_RAY_IP", nodes, None, head or None)
+    if nodes == 1:
+        return Role("single", "KubeRay's one node")
+    if "--head" in env.get("KUBERAY_GEN_RAY_START_CMD", "").split() or env.get("RAY_NODE_TYPE_NAME") == "headgroup":
+        return Role("head", "KubeRay's head group", nodes)
+    return Role("worker", "KubeRay's FQ_RAY_IP", nodes, None, _text(env, "FQ_RAY_IP", "KubeRay"))
 
 
 def _indexed_job(env: Env, nodes: int | None) -> Role | None:

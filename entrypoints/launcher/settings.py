@@ -33,24 +33,39 @@ SETTINGS = (
     Setting("model", str, None, "Folder or hub id of the model."),
     Setting("model_name", str, None, "Name that the API shows."),
     Setting("role", str, "auto", "What this container does.", ("auto", "single", "head", "worker")),
-    Setting("nodes", int, 1, "Nodes in the stack.", low=1),
+    Setting("nodes", int, None, "Nodes in the stack, the head included (default: what the scheduler says, else 1)."),
     Setting("gpus", int, None, "GPUs a node (default: what is visible).", low=0),
-    Setting("head", str, None, "Address of the head node."),
+    Setting("head", str, None, "Name or address of the head node; looked up again at each try."),
+    Setting("interface", str, None, "Network interface between the nodes (default: the way to the head, or the default route)."),
+    Setting("cluster_port", int, 6370, "First of ten ports between the nodes; Ray's is the last.", low=1024, high=65000),
+    Setting("insecure_cluster", bool, False, "Let nodes join without a token. Whoever reaches their ports can then run programs on them."),
     Setting("tp", int, None, "Tensor parallel size (default: the GPUs of a node).", low=1),
     Setting("pp", int, None, "Pipeline parallel size (default: the nodes).", low=1),
+    Setting("host", str, "0.0.0.0", "Address that the API listens on."),  # noqa: S104 - the container's own network; what is published is the stack's choice
     Setting("port", int, 8000, "Port of the API.", low=1, high=65535),
     Setting("max_model_len", int, None, "Longest context, in tokens.", low=1),
     Setting("max_seqs", int, None, "Most requests at once.", low=1),
     Setting("join_seconds", float, 600.0, "Deadline for the nodes to join.", low=0),
+    Setting("peer_seconds", float, 30.0, "Silence after which a node counts as lost.", low=5),
     Setting("start_seconds", float, 3600.0, "Deadline for the engine to become ready.", low=0),
     Setting("drain_seconds", float, 120.0, "Deadline for running requests after SIGTERM.", low=0),
     Setting("probe_seconds", float, 30.0, "Time between one-token probes of a ready engine; 0 switches them off.", low=0),
     Setting("executor", str, "auto", "How several GPUs work together.", ("auto", "ray", "native", "mp")),
     Setting("image", str, IMAGE_FACTS, "File that says what this image is."),
 )
-SECRETS = ("LAUNCH_API_KEY", "HF_TOKEN")
+SECRETS = ("LAUNCH_API_KEY", "LAUNCH_CLUSTER_TOKEN", "HF_TOKEN")
 # Flags of the engine that are the launcher's own: it must know them, or they would stand in the open.
-OWN_FLAGS = {"api-key": "LAUNCH_API_KEY_FILE", "port": "LAUNCH_PORT", "served-model-name": "LAUNCH_MODEL_NAME"}
+OWN_FLAGS = {
+    "api-key": "LAUNCH_API_KEY_FILE",
+    "host": "LAUNCH_HOST",
+    "port": "LAUNCH_PORT",
+    "served-model-name": "LAUNCH_MODEL_NAME",
+    "nnodes": "LAUNCH_NODES",
+    "node-rank": "LAUNCH_ROLE",
+    "master-addr": "LAUNCH_HEAD",
+    "dist-init-addr": "LAUNCH_HEAD",
+    "headless": "LAUNCH_ROLE",
+}
 
 
 class Settings(NamedTuple):
@@ -59,15 +74,20 @@ class Settings(NamedTuple):
     model: str | None
     model_name: str | None
     role: str
-    nodes: int
+    nodes: int | None
     gpus: int | None
     head: str | None
+    interface: str | None
+    cluster_port: int
+    insecure_cluster: bool
     tp: int | None
     pp: int | None
+    host: str
     port: int
     max_model_len: int | None
     max_seqs: int | None
     join_seconds: float
+    peer_seconds: float
     start_seconds: float
     drain_seconds: float
     probe_seconds: float
@@ -141,4 +161,6 @@ def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
             found[name] = value
     if "LAUNCH_API_KEY" not in found and env.get("VLLM_API_KEY"):  # passed through to the engine: our probes need it as well
         found["LAUNCH_API_KEY"] = env["VLLM_API_KEY"]
+    if "LAUNCH_CLUSTER_TOKEN" not in found and env.get("RAY_AUTH_TOKEN", "").strip():  # what KubeRay gives to every node
+        found["LAUNCH_CLUSTER_TOKEN"] = env["RAY_AUTH_TOKEN"].strip()
     return found

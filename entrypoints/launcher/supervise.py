@@ -1,4 +1,4 @@
-"""The engine's parent: starts it, watches it, forwards signals, drains, reaps, and explains its end.
+"""The engine's parent: starts it (and Ray, and what else its node needs), watches it, forwards signals, drains, reaps, and explains its end.
 
 An engine that ends by itself is a failure even with status 0. Nothing it started outlives it, and it does not outlive us.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
@@ -21,9 +22,15 @@ from launcher.plan import LaunchPlan
 from launcher.probe import TOKEN_TIMEOUT, Server, State
 from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants
 
+if TYPE_CHECKING:
+    from launcher import cluster
+
 TAIL_LINES = 50
 LOADING_GRACE = 5.0  # a load can be repeated: it gets little time
 IDLE_CHECKS = 2  # so many looks a second apart must find nothing running: counters lag behind requests
+WORKER_GRACE = 5.0  # after the head's own deadline
+HEAD_FIRST = 2.0  # how long a follower whose engine has gone waits for the head to say why
+LAST_WORDS = 5.0  # from a line that names a dead part to our own ending: the engine may end by itself and explain more
 STOP_GRACE = 10.0  # for the engine's own ending, once nothing runs any more
 WATCH_SECONDS = 5.0
 FAILURES = 3  # so many failed probes in a row are a dead engine
@@ -36,25 +43,94 @@ WATCHED = STOP | FORWARD | {signal.SIGCHLD}
 
 
 def run(plan: LaunchPlan, secrets: dict[str, str] | None = None) -> int:
-    """Start the engine and stay until it is gone. Returns 0 when the end was asked for.
+    """Start this node's part of the stack and stay until it is gone. Returns 0 when the end was asked for.
 
-    Raises EngineDied or StartTimeout otherwise.
+    Raises EngineDied, StartTimeout or Unavailable otherwise.
     """
-    return Supervisor(plan, (secrets or {}).get("LAUNCH_API_KEY")).run()
+    return Supervisor(plan, secrets or {}).run()
+
+
+class Child:
+    """A process that the main loop starts and reaps. `quiet` keeps its output to its last lines; all of it is passed on otherwise."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], *, quiet: bool, death: re.Pattern[bytes] | None) -> None:
+        """Not started yet."""
+        self.command, self.environment, self.quiet, self.death = command, environment, quiet, death
+        self.tail: collections.deque[bytes] = collections.deque(maxlen=TAIL_LINES)
+        self.started, self.ended = threading.Event(), threading.Event()
+        self.status: int | None = None
+        self.error: EngineDied | None = None
+        self.last_words: tuple[float, str] | None = None  # when the engine's own log named a dead part, and how
+
+    def start(self) -> None:
+        """In the main thread: the kernel kills a child when the thread that started it ends."""
+
+        def in_child() -> None:  # before exec: die with the launcher, and with the signals of an ordinary process
+            die_with_parent()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+
+        try:
+            self.process = subprocess.Popen(
+                self.command,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=in_child,  # noqa: PLW1509 - it makes two system calls and takes no lock
+            )
+        except OSError as error:
+            self.error = EngineDied(f"The program {self.command[0]} cannot be started: {error.strerror}.")
+        else:
+            self.pump = threading.Thread(target=self._pump, args=(self.process.stdout,), daemon=True)
+            self.pump.start()
+        self.started.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within so many seconds."""
+        return self.ended.wait(seconds)
+
+    def output(self) -> str:
+        """Its last lines, indented."""
+        self.pump.join(timeout=2)
+        return "\n".join(f"  | {line.decode('utf-8', 'replace').rstrip()}" for line in self.tail) or "  | (nothing)"
+
+    def _pump(self, stream: IO[bytes]) -> None:
+        """Pass the output on, and keep its last lines."""
+        rest = b""
+        while chunk := os.read(stream.fileno(), 65536):  # not by lines: a progress bar ends none
+            if not self.quiet:
+                with contextlib.suppress(OSError):  # nobody reads our output: the engine must not hang on that
+                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.buffer.flush()
+            *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+            self.tail.extend(line for line in lines if line)
+            if self.death and not self.last_words:
+                found = next((line for line in lines if self.death.match(line)), None)
+                self.last_words = (time.monotonic(), found.decode("utf-8", "replace").strip()) if found else None
+            rest = rest[-4096:]
+        self.tail.extend([rest] if rest else [])
 
 
 class Supervisor:
-    """One engine process and its descendants."""
+    """One node of a stack, or the only one: its engine, its Ray, and their descendants."""
 
-    def __init__(self, plan: LaunchPlan, api_key: str | None) -> None:
+    def __init__(self, plan: LaunchPlan, secrets: dict[str, str]) -> None:
         """Nothing is started yet."""
         self.plan = plan
-        self.server = Server(ENGINES[plan.engine], plan.port, api_key)
+        self.server = Server(ENGINES[plan.engine], plan.port, secrets.get("LAUNCH_API_KEY"))
         self.state = State(plan.state)
-        self.tail: collections.deque[bytes] = collections.deque(maxlen=TAIL_LINES)
+        self.node = _node(plan, secrets.get("LAUNCH_CLUSTER_TOKEN", ""))
+        self.wanted: collections.deque[Child] = collections.deque()
+        self.children: dict[int, Child] = {}
+        self.essential: dict[int, str] = {}
+        self.engine: Child | None = None
         self.ready = threading.Event()
-        self.failure: LaunchError | None = None  # written by the watch thread, read by the main loop
-        self.stops = 0
+        self.failure: LaunchError | None = None  # the first that any thread finds; read by the main loop
+        self.leaving = ""  # why this stack ends though nobody asked this node to
+        self.over = ""  # why there is nothing left to wait for
+        self.stops = 0  # requests to stop this node
+        self.stopping = False
         self.kill_at: float | None = None
         self.next_look, self.idle = 0.0, 0
         self.terminated = False  # the engine has had its SIGTERM
@@ -68,91 +144,157 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         self.began = time.monotonic()
         try:
-            self.state.write("loading")
+            self.state.write("loading" if self.plan.serves else "worker joining")
         except OSError as error:
             raise Refused(f"{self.state.path} cannot be written ({error.strerror}): set TMPDIR to a folder that can.") from None
-        self.engine = self._start()
-        pump = threading.Thread(target=self._pump, args=(self.engine.stdout,), daemon=True)
-        pump.start()
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._work, daemon=True).start()
         try:
-            status = self._loop()
+            self._loop()
+            found = self._verdict()
         finally:
+            if self.node:
+                self.node.close("it was stopped", asked=True)  # no more than a farewell when a cause was given before
             kill_descendants()
-        pump.join(timeout=2)
-        self._tell("stopped")
-        if self.failure and not self.stops:
-            raise self._with_tail(self.failure)
-        if not (self.terminated or self.killed):
-            raise self._with_tail(EngineDied(f"The engine {ending(status)} after {self._age()}, and nobody had asked it to end."))
+        self.phase("stopped" if self.plan.serves else "worker stopped")
+        if found:
+            raise self._with_tail(found)
         say(f"stopped on request after {self._age()}")
         return 0
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        def in_child() -> None:  # before exec: die with the launcher, and with the signals of an ordinary process
-            die_with_parent()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+    def _verdict(self) -> LaunchError | None:
+        """What went wrong, if anything did; the other nodes hear of it first, before they notice it by its consequences."""
+        status = self.engine.status if self.engine else None
+        uninvited = status is not None and not (self.terminated or self.killed)
+        if uninvited and not self.plan.serves and not self.failure:
+            time.sleep(HEAD_FIRST)  # a follower's engine often dies of the head's end, and the head knows why
+            uninvited = not (self.over or self.stops)
+        found: LaunchError | None = None
+        if self.failure and not self.stops:
+            found = self.failure
+        elif uninvited and status is not None and not self.over:
+            found = EngineDied(f"The engine {ending(status)} after {self._age()}, and nobody had asked it to end.")
+        elif self.leaving and not self.stops:
+            found = Unavailable(f"{self.leaving}, and the stack cannot go on without it.")
+        if found and self.node:
+            self.node.close(str(found), asked=False)
+        return found
 
+    def _work(self) -> None:
+        """What takes its time: the nodes meet, the engine loads; then see to it that tokens keep coming out."""
         try:
-            return subprocess.Popen(
-                self.plan.command,
-                env={**os.environ, **self.plan.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=in_child,  # noqa: PLW1509 - no other thread runs yet
-            )
-        except OSError as error:
-            raise EngineDied(f"The engine's program {self.plan.command[0]} cannot be started: {error.strerror}.") from None
+            command, environment = self.node.bring_up(self) if self.node else (self.plan.command, self.plan.environment)
+            if command:
+                self.engine = self.spawn(command, environment, engine=True)
+            if self.node and not self.plan.serves:
+                self.node.follow(self)
+                return
+            model = self._await_ready()
+            if self.node:
+                self.node.ready()
+            self._guard(model)
+        except LaunchError as error:
+            self.fail(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody would watch any more
+            self.fail(EngineDied(f"The engine's answers are not understood ({type(error).__name__}: {error})."))
 
-    def _loop(self) -> int:
-        """Handle signals, deadlines and deaths until the engine is gone; returns its wait status as a return code."""
+    def spawn(self, command: list[str], environment: dict[str, str], *, quiet: bool = False, engine: bool = False) -> Child:
+        """Have the main loop start a process. Raises EngineDied when it cannot be started."""
+        child = Child(command, environment, quiet=quiet, death=ENGINES[self.plan.engine].DEATH if engine else None)
+        self.wanted.append(child)
+        os.kill(os.getpid(), signal.SIGCHLD)  # wakes the main loop
+        child.started.wait()
+        if child.error:
+            raise child.error
+        return child
+
+    def guard(self, essential: dict[int, str]) -> None:
+        """From now on the end of any of these processes is a failure."""
+        self.essential = essential
+
+    def fail(self, error: LaunchError) -> None:
+        """End everything for this reason; the first one counts."""
+        self.failure = self.failure or error
+
+    def leave(self, cause: str) -> None:
+        """A peer was asked to stop: finish what runs, then end."""
+        self.leaving = self.leaving or cause
+
+    def end(self, cause: str) -> None:
+        """There is nothing left to wait for, and that is as it should be."""
+        self.over = self.over or cause
+
+    def phase(self, word: str) -> None:
+        """Write the state; a full or vanished folder must not end a server."""
+        with contextlib.suppress(OSError):
+            self.state.write(word)
+
+    def _loop(self) -> None:
+        """Start what is wanted, handle signals, deadlines and deaths, until the engine is gone or nothing is left to wait for."""
         while True:
             received = signal.sigtimedwait(WATCHED, TICK)
             if received is not None:
                 self._on_signal(signal.Signals(received.si_signo))
-            status = self._reap()
-            if status is not None:
-                return status
-            if self.ready.is_set() and not self.announced and not self.stops:
+            while self.wanted and not self.over:
+                child = self.wanted.popleft()
+                child.start()
+                if not child.error:
+                    self.children[child.process.pid] = child
+            self._reap()
+            if self.over or (self.engine and self.engine.status is not None) or (self.killed and not self.engine):
+                if self.over:
+                    say(f"{self.over}: ending this node")
+                return
+            if self.engine and self.engine.last_words and time.monotonic() > self.engine.last_words[0] + LAST_WORDS:
+                self.fail(EngineDied(f"The engine's own log names a dead part: {self.engine.last_words[1]}"))
+            if self.ready.is_set() and not self.announced and not self.stopping:
                 self.announced = True
-                self._tell("ready")
+                self.phase("ready")
                 say(f"ready after {self._age()}: port {self.plan.port}")
-            if self.failure and not self.stops:
-                say(f"{self.failure} Ending the engine.")
+            if self.leaving and not self.stopping:
+                self._stop(self.leaving)
+            if self.failure and not self.stopping:
+                say(f"{self.failure} Ending this node.")
                 self._kill()
-            elif self.stops and not self.terminated and self._drained():
+                return
+            if self.stopping and self.plan.serves and self.engine and not self.terminated and self._drained():
                 self.kill_at = time.monotonic() + STOP_GRACE
-                self._terminate()
+                self._terminate(self.engine)
             if self.kill_at is not None and time.monotonic() > self.kill_at:
                 say("deadline passed: killing what is left")
                 self._kill()
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number in FORWARD:
-            self.engine.send_signal(number)
+            if self.engine:
+                self.engine.process.send_signal(number)
         elif number in STOP:
             self.stops += 1
-            if self.stops == 1:
-                self._stop(number)
-            else:
+            if self.stops == 1 and not self.stopping:
+                self._stop(number.name)
+            elif self.stops > 1:
                 say(f"{number.name} again: killing the engine")
                 self._kill()
 
-    def _stop(self, number: signal.Signals) -> None:
-        """First request to stop: a loading engine ends at once, a ready one finishes what it is doing."""
+    def _stop(self, cause: str) -> None:
+        """First request to stop: a loading engine ends at once, a ready one finishes what it is doing, and so do its workers."""
         now = time.monotonic()
-        if not self.ready.is_set():
-            say(f"{number.name} while loading: ending the engine")
+        self.stopping = True
+        if self.node and self.node.stopping():
+            say(f"{cause}: the head finishes what it is doing, {self.plan.drain_seconds:g} s at most")
+            self.phase("worker draining")
+            self.kill_at = now + self.plan.drain_seconds + WORKER_GRACE
+        elif not self.engine:
+            self.over = f"{cause} while the nodes meet"
+        elif not self.ready.is_set():
+            say(f"{cause} while loading: ending the engine")
             self.kill_at = now + LOADING_GRACE
-            self._terminate()
-            return
-        self._tell("draining")
-        say(f"{number.name}: draining, {self.plan.drain_seconds:g} s at most")
-        self.kill_at = now + self.plan.drain_seconds
-        if not ENGINES[self.plan.engine].RUNNING:  # it does not say what runs: its own ending must do, and gets the time
-            self._terminate()
+            self._terminate(self.engine)
+        else:
+            self.phase("draining")
+            say(f"{cause}: draining, {self.plan.drain_seconds:g} s at most")
+            self.kill_at = now + self.plan.drain_seconds
+            if not ENGINES[self.plan.engine].RUNNING:  # it does not say what runs: its own ending must do, and gets the time
+                self._terminate(self.engine)
 
     def _drained(self) -> bool:
         """Nothing has been running for a while, as far as the engine tells."""
@@ -167,48 +309,27 @@ class Supervisor:
         self.killed = True
         kill_descendants()
 
-    def _tell(self, word: str) -> None:
-        """Write the state; a full or vanished folder must not end a server."""
-        with contextlib.suppress(OSError):
-            self.state.write(word)
-
-    def _terminate(self) -> None:
+    def _terminate(self, engine: Child) -> None:
         self.terminated = True
-        self.engine.send_signal(signal.SIGTERM)
+        engine.process.send_signal(signal.SIGTERM)
 
-    def _reap(self) -> int | None:
-        """Collect every child that has ended, ours or inherited; the engine's return code once it is among them."""
+    def _reap(self) -> None:
+        """Collect every child that has ended, ours or inherited."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return self.engine.returncode
-            if pid == self.engine.pid:
-                self.engine.returncode = os.waitstatus_to_exitcode(status)
+                return
             if pid == 0:
-                return self.engine.returncode
-
-    def _pump(self, stream: IO[bytes]) -> None:
-        """Pass the engine's output on, and keep its last lines."""
-        rest = b""
-        while chunk := os.read(stream.fileno(), 65536):  # not by lines: a progress bar ends none
-            with contextlib.suppress(OSError):  # nobody reads our output: the engine must not hang on that
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
-            *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
-            self.tail.extend(line for line in lines if line)
-            rest = rest[-4096:]
-        self.tail.extend([rest] if rest else [])
-
-    def _watch(self) -> None:
-        """Wait until a token comes out, then see to it that tokens keep coming out."""
-        try:
-            model = self._await_ready()
-            self._guard(model)
-        except LaunchError as error:
-            self.failure = error
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody would watch any more
-            self.failure = EngineDied(f"The engine's answers are not understood ({type(error).__name__}).")
+                return
+            code = os.waitstatus_to_exitcode(status)
+            child = self.children.pop(pid, None)
+            if child:
+                child.process.returncode = child.status = code
+                child.ended.set()
+            name = self.essential.pop(pid, "")
+            if name:
+                self.fail(EngineDied(f"Ray's {name} on this node {ending(code)}, and nobody had asked it to end."))
 
     def _await_ready(self) -> str:
         last = "no answer yet"
@@ -227,7 +348,7 @@ class Supervisor:
 
     def _guard(self, model: str) -> None:
         failures, next_token, seen = 0, time.monotonic() + self.plan.probe_seconds, self.server.progress()
-        while not self.stops:
+        while not self.stopping:
             time.sleep(WATCH_SECONDS if not failures else 1)
             try:
                 self.server.live()
@@ -242,18 +363,26 @@ class Supervisor:
                     continue  # busy, and tokens come out
                 failures += 1
                 say(f"probe {failures} of {FAILURES} failed: {error}")
-                if failures == FAILURES and not self.stops:
+                if failures == FAILURES and not self.stopping:
                     raise EngineDied(f"The engine runs and no token comes out: {error}.") from None
 
     def _with_tail(self, error: LaunchError) -> LaunchError:
-        lines = [line.decode("utf-8", "replace").rstrip() for line in self.tail]
-        shown = "\n".join(f"  | {line}" for line in lines) or "  | (nothing)"
-        found = type(error)(f"{error}\nIts last {len(lines)} lines:\n{shown}")
+        shown = f"\nIts last {len(self.engine.tail)} lines:\n{self.engine.output()}" if self.engine else ""
+        found = type(error)(f"{error}{shown}")
         _last_words(str(found))
         return found
 
     def _age(self) -> str:
         return f"{time.monotonic() - self.began:.0f} s"
+
+
+def _node(plan: LaunchPlan, token: str) -> cluster.Head | cluster.Worker | None:
+    """What this node does for a stack of several; nothing of it is loaded for one node."""
+    if not plan.cluster:
+        return None
+    from launcher import cluster
+
+    return (cluster.Head if plan.serves else cluster.Worker)(plan, plan.cluster, token, say)
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -19,12 +20,23 @@ class Engine(Protocol):
     RUNNING: tuple[str, ...]
     """Names of the gauges in /metrics that count requests under way."""
 
+    DEATH: re.Pattern[bytes] | None
+    """A line of the engine's own log that says that a part of it is dead."""
+
     def command(self, request: Request) -> list[str]:
         """The server's command line."""
         ...
 
     def environment(self, request: Request) -> dict[str, str]:
         """Variables that the server needs beside the image's own."""
+        ...
+
+    def native(self, nodes: int, rank: int | str, address: str, port: int) -> list[str]:
+        """Flags of one node in the engine's own multi-node form."""
+        ...
+
+    def cluster_environment(self, ip: str) -> dict[str, str]:
+        """Variables of one node of several; those that are set already stay."""
         ...
 
 

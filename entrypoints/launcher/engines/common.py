@@ -11,12 +11,14 @@ from launcher.errors import Refused
 class Request(NamedTuple):
     """What is to be served, after all settings: sizes in tokens. `defaults` are the image's engine flags, `args` the user's.
 
-    `state` is the file that says whether the launcher drains.
+    `executor` is mp, ray or native, or empty where the engine may choose; `state` is the file that says whether the launcher drains.
     """
 
     model: str
     model_name: str
+    host: str
     port: int
+    executor: str
     tp: int
     pp: int
     max_model_len: int | None

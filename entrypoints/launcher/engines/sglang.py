@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from launcher.engines.common import Request, flags, merged, refuse_key
 
 HEALTH = "/health"
 PROGRESS = "sglang:generation_tokens_total"
+DEATH: re.Pattern[bytes] | None = None
 RUNNING: tuple[str, ...] = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 
 
@@ -14,7 +17,7 @@ def command(request: Request) -> list[str]:
     values: dict[str, object] = {
         "model-path": request.model,
         "served-model-name": request.model_name,
-        "host": "0.0.0.0",  # noqa: S104 - the container's own network; what is published is the stack's choice
+        "host": request.host,
         "port": request.port,
         "tp-size": request.tp if request.tp > 1 else None,
         "pp-size": request.pp if request.pp > 1 else None,
@@ -23,6 +26,16 @@ def command(request: Request) -> list[str]:
         "enable-metrics": True,
     }
     return ["python3", "-m", "sglang.launch_server", *flags(merged(request, values), off=""), *request.extra]
+
+
+def native(nodes: int, rank: int | str, address: str, port: int) -> list[str]:
+    """Flags of one node; SGLang gives every node but the first a health page and no API."""
+    return ["--nnodes", str(nodes), "--node-rank", str(rank), "--dist-init-addr", f"{address}:{port}"]
+
+
+def cluster_environment(ip: str) -> dict[str, str]:
+    """Variables of a node in a stack of several."""
+    return {"SGLANG_HOST_IP": ip, "HOST_IP": ip}
 
 
 def environment(request: Request) -> dict[str, str]:

@@ -1,0 +1,97 @@
+"""How a model is cut into pieces: tensor parallel within a node, pipeline parallel across nodes; and by whose means."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from launcher.errors import Refused
+
+
+class Layout(NamedTuple):
+    """Tensor and pipeline parallel size, and what is unwise about them."""
+
+    tp: int
+    pp: int
+    warnings: tuple[str, ...] = ()
+
+
+class Executor(NamedTuple):
+    """`name` is mp, ray or native, empty for the engine's own choice on one node; `reason` says why."""
+
+    name: str
+    reason: str
+
+
+def choose_executor(wanted: str, nodes: int, offered: Sequence[str], image: str) -> Executor:
+    """What makes several GPUs work together. `offered` are the release's ways over several nodes, best first. Raises Refused."""
+    if nodes == 1:
+        if wanted in ("ray", "native"):
+            raise Refused(f"LAUNCH_EXECUTOR is {wanted}, which joins several nodes, and this stack has one. Unset it, or set it to mp.")
+        return Executor("mp", "LAUNCH_EXECUTOR says so") if wanted == "mp" else Executor("", "one node: the engine's own processes")
+    if not offered:
+        raise Refused(f"The engine of image {image} is not started over several nodes by this release. Choose a model that fits one node.")
+    if wanted == "auto":
+        others = f" before {', '.join(offered[1:])}" if offered[1:] else ", the only way that this release has"
+        return Executor(offered[0], f"{nodes} nodes: {offered[0]}{others}")
+    if wanted not in offered:
+        raise Refused(
+            f"LAUNCH_EXECUTOR is {wanted}, and over several nodes image {image} has {' and '.join(offered)}. Set one of these, or auto."
+        )
+    return Executor(wanted, "LAUNCH_EXECUTOR says so")
+
+
+def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mapping[str, Any]) -> Layout:
+    """The sizes from what was asked for, else TP the GPUs of a node and PP the nodes.
+
+    `gpus` are those of one node, 0 on a CPU, which counts as one device; `config` is the model's config.json, empty when it is
+    not known yet. Raises Refused for sizes that cannot work.
+    """
+    each = max(gpus, 1)
+    devices, unit = each * nodes, "GPUs" if gpus else "nodes"
+    if tp is None:
+        tp = max(devices // (pp or nodes), 1)
+    if pp is None:
+        pp = max(devices // tp, 1) if nodes > 1 else 1
+    said = f"tensor parallel {tp} (LAUNCH_TP) times pipeline parallel {pp} (LAUNCH_PP)"
+    if nodes > 1 and tp * pp != devices:
+        raise Refused(
+            f"{said.capitalize()} is {tp * pp}, and the stack has {devices} {unit}, {each} on each of {nodes} nodes. Make them equal."
+        )
+    if gpus and tp * pp > devices:
+        raise Refused(f"{said.capitalize()} needs {tp * pp} GPUs, and there are {devices}. Lower them, or unset both.")
+    heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
+    if isinstance(heads, int) and heads % tp:
+        fits = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0 and size <= devices)
+        raise Refused(f"The model has {heads} attention heads, which {tp} GPUs cannot share evenly. Set LAUNCH_TP to one of {fits}.")
+    if isinstance(layers, int) and pp > layers:
+        raise Refused(
+            f"The model has {layers} layers, and pipeline parallel {pp} (LAUNCH_PP) wants at least one each. Set LAUNCH_PP lower."
+        )
+    warnings = []
+    if nodes > 1 and tp > each:
+        warnings.append(
+            f"tensor parallel {tp} crosses nodes of {each}: every layer waits for the network, which is slow without NVLink or InfiniBand"
+            " between them; LAUNCH_TP up to the GPUs of a node, and LAUNCH_PP for the nodes, avoids it"
+        )
+    return Layout(tp, pp, tuple(warnings))
+
+
+def model_config(model: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """The model's config.json, from its folder or from the hub's cache on this machine; empty where neither has it."""
+    folders = [model]
+    if not os.path.isdir(model):
+        cache = env.get("HF_HUB_CACHE") or os.path.join(env.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub")
+        snapshots = os.path.join(cache, "models--" + model.replace("/", "--"), "snapshots")
+        folders = [os.path.join(snapshots, name) for name in sorted(os.listdir(snapshots))] if os.path.isdir(snapshots) else []
+    for folder in folders:
+        try:
+            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
