@@ -131,7 +131,7 @@ class Head(Node):
             self.start_ray(supervisor, None)
             self.hub.welcome["ray"] = True
             self.hub.tell({"say": "ray"})
-        self.hub.wait(max(0.0, cluster.join_seconds - (time.monotonic() - began)))
+        self.hub.wait(began, cluster.join_seconds)
         self.say(f"cluster complete after {time.monotonic() - began:.1f} s: {self.hub.state()}")
         self.hub.tell({"say": "complete"})
         return self.engine(0, self.address.ip)
@@ -147,6 +147,11 @@ class Head(Node):
         """The last word to the workers."""
         if hasattr(self, "hub"):
             self.hub.close(cause, asked=asked)
+
+    def suspect(self) -> LaunchError | None:
+        """The worker to blame when no token comes out."""
+        silent = self.hub.silent()
+        return _lost(silent) if silent else None
 
     def stopping(self) -> bool:
         """Whether this node must wait for the head before it ends: it is the head."""
@@ -230,6 +235,10 @@ class Worker(Node):
     def ready(self) -> None:
         """Nothing to say: the head says it."""
 
+    def suspect(self) -> LaunchError | None:
+        """Nobody: a worker asks for no tokens."""
+        return None
+
     def close(self, cause: str, *, asked: bool) -> None:  # noqa: ARG002 - one form for head and worker
         """The last word to the head."""
         if self.member:
@@ -241,3 +250,7 @@ class Worker(Node):
             self.member.tell({"say": "stopping"})
             return True
         return False
+
+
+def _lost(what: str) -> Unavailable:
+    return Unavailable(f"The stack has lost {what}. Every node of it ends, so that it can be started again as a whole.")

@@ -55,13 +55,11 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
         tp = max(devices // (pp or nodes), 1)
     if pp is None:
         pp = max(devices // tp, 1) if nodes > 1 else 1
-    said = f"tensor parallel {tp} (LAUNCH_TP) times pipeline parallel {pp} (LAUNCH_PP)"
+    said = f"Tensor parallel {tp} (LAUNCH_TP) times pipeline parallel {pp} (LAUNCH_PP)"
     if nodes > 1 and tp * pp != devices:
-        raise Refused(
-            f"{said.capitalize()} is {tp * pp}, and the stack has {devices} {unit}, {each} on each of {nodes} nodes. Make them equal."
-        )
+        raise Refused(f"{said} is {tp * pp}, and the stack has {devices} {unit}, {each} on each of {nodes} nodes. Make them equal.")
     if gpus and tp * pp > devices:
-        raise Refused(f"{said.capitalize()} needs {tp * pp} GPUs, and there are {devices}. Lower them, or unset both.")
+        raise Refused(f"{said} needs {tp * pp} GPUs, and there are {devices}. Lower them, or unset both.")
     heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
     if isinstance(heads, int) and heads % tp:
         fits = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0 and size <= devices)

@@ -88,6 +88,7 @@ class Peer:
         self.rank, self.line, self.address = rank, line, address
         self.name, self.gpus = str(hello.get("name", "?")), int(hello.get("gpus", 0))
         self.joined = False
+        self.heard = time.monotonic()
 
     def __str__(self) -> str:
         """Its rank, name and address."""
@@ -134,9 +135,12 @@ class Hub:
         with self.changed:
             return [self.peers[rank] for rank in sorted(self.peers)]
 
-    def wait(self, seconds: float) -> None:
-        """Return when every node has joined with the GPUs that are wanted. Raises Unavailable at the deadline, naming who is missing."""
-        deadline, next_word = time.monotonic() + seconds, time.monotonic() + 5
+    def wait(self, began: float, seconds: float) -> None:
+        """Return when every node has joined with the GPUs that are wanted.
+
+        Raises Unavailable `seconds` after `began` (of the monotonic clock), naming who is missing.
+        """
+        deadline, next_word = began + seconds, time.monotonic() + 5
         with self.changed:
             while self._missing():
                 now = time.monotonic()
@@ -158,6 +162,11 @@ class Hub:
         if self.gpus:
             text += f", {self.gpus + sum(min(peer.gpus, self.gpus) for peer in here)} of {self.gpus * self.nodes} GPUs"
         return "; ".join([text, *(reason for reason in self._missing() if reason)])
+
+    def silent(self) -> str:
+        """The worker that has missed several beats, and for how long; empty when none has."""
+        now = time.monotonic()
+        return next((f"{peer}: no sign of life for {now - peer.heard:.0f} s" for peer in self.present() if now - peer.heard > 3 * BEAT), "")
 
     def _missing(self) -> list[str]:
         reasons = []
@@ -261,6 +270,7 @@ class Hub:
         try:
             while True:
                 message = peer.line.receive(self.channel.silence)
+                peer.heard = time.monotonic()
                 word = message.get("say")
                 if word == "joined":
                     with self.changed:

@@ -75,9 +75,17 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
             "No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B."
         )
     engine = ENGINES[facts.engine]
-    gpus = visible_gpus(env, facts) if settings.gpus is None else settings.gpus
+    visible = visible_gpus(env, facts)
+    gpus = visible if settings.gpus is None else settings.gpus
+    if 0 < visible < gpus:
+        raise Refused(
+            f"LAUNCH_GPUS is {gpus}, and this container sees {visible}. Give it more (docker run --gpus {gpus}), or set LAUNCH_GPUS."
+        )
     executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
-    cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, layout.model_config(model, env))
+    if role.name == "worker" and settings.tp and settings.pp:
+        cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
+    else:
+        cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, layout.model_config(model, env))
     request = Request(
         model=model,
         model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],

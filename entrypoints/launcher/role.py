@@ -110,7 +110,7 @@ def _ranks(env: Env, _: int | None) -> Role | None:
     scheduler = "a PyTorch job"
     if env.get("LOCAL_WORLD_SIZE", "1") != "1":
         raise Refused(
-            f"torchrun starts {env['LOCAL_WORLD_SIZE']} processes on this node. Start the launcher once a node: it starts the others."
+            f"torchrun starts LOCAL_WORLD_SIZE={env['LOCAL_WORLD_SIZE']} processes on this node. Start the launcher once a node: it starts the others."
         )
     nodes, rank = _number(env, "WORLD_SIZE", scheduler), _number(env, "RANK", scheduler)
     return _ranked("RANK and WORLD_SIZE of a PyTorch job", nodes, rank, _text(env, "MASTER_ADDR", scheduler))
@@ -122,11 +122,12 @@ def _slurm(env: Env, _: int | None) -> Role | None:
         return None
     if "SLURM_STEP_NUM_NODES" not in env and env[count] != "1":
         raise Refused(
-            f"Slurm gives this job {env[count]} nodes, and this is the job's script, which runs on the first alone.\n"
+            f"Slurm gives this job {count}={env[count]} nodes, and this is the job's script, which runs on the first alone.\n"
             "Start the launcher on each with `srun --ntasks-per-node=1`, or set LAUNCH_ROLE."
         )
-    if env.get("SLURM_LOCALID", "0") != "0":
-        raise Refused(f"Slurm runs more than one task on this node (SLURM_LOCALID={env['SLURM_LOCALID']}). Use `srun --ntasks-per-node=1`.")
+    local, tasks = env.get("SLURM_LOCALID", "0"), env.get("SLURM_STEP_NUM_TASKS", env[count])
+    if local != "0" or tasks != env[count]:  # the first task of a node refuses as well, so that none of them is left
+        raise Refused(f"Slurm runs more than one task a node (SLURM_LOCALID={local}, {tasks} tasks). Use `srun --ntasks-per-node=1`.")
     nodes = _number(env, count, "Slurm")
     if nodes == 1:
         return Role("single", f"Slurm's {count}")

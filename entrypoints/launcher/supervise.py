@@ -364,7 +364,8 @@ class Supervisor:
                 failures += 1
                 say(f"probe {failures} of {FAILURES} failed: {error}")
                 if failures == FAILURES and not self.stopping:
-                    raise EngineDied(f"The engine runs and no token comes out: {error}.") from None
+                    suspect = self.node.suspect() if self.node else None
+                    raise suspect or EngineDied(f"The engine runs and no token comes out: {error}.") from None
 
     def _with_tail(self, error: LaunchError) -> LaunchError:
         shown = f"\nIts last {len(self.engine.tail)} lines:\n{self.engine.output()}" if self.engine else ""
