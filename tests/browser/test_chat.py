@@ -21,7 +21,7 @@ ARGUMENTS = [
 expect.set_options(timeout=30_000)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium as this machine has it."""
     found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -45,6 +45,24 @@ def visit(browser: Browser, url: str) -> Page:
     return page
 
 
+def sign_up(page: Page) -> None:
+    """Make the first account."""
+    page.get_by_role("button", name="Get started").click()
+    page.locator("#name").fill("First Visitor")
+    page.locator("#email").fill("first@example.com")
+    page.locator("#password").fill(PASSWORD)
+    page.get_by_role("button", name="Create Admin Account").click()
+    expect(page.locator("#chat-input")).to_be_visible()
+
+
+def ask(page: Page) -> None:
+    """Ask the question in the open chat."""
+    page.locator("#chat-input").click()
+    page.keyboard.type(QUESTION)
+    page.locator("#send-message-button").click()
+    expect(page.locator(".chat-user")).to_contain_text(QUESTION)
+
+
 def thought(page: Page) -> Locator:
     """The button that folds the thought of the last answer."""
     return page.locator(".chat-assistant").last.locator("button[aria-expanded]").filter(has_text=re.compile(r"^\s*Thought"))
@@ -61,19 +79,11 @@ def expect_answer(page: Page) -> None:
 def test_first_visit(demo: Demo, browser: Browser, tmp_path: Path) -> None:
     """First account, model without a click, thought apart from the answer, chat kept, second browser shut out."""
     page = visit(browser, demo.page)
-    page.get_by_role("button", name="Get started").click()
-    page.locator("#name").fill("First Visitor")
-    page.locator("#email").fill("first@example.com")
-    page.locator("#password").fill(PASSWORD)
-    page.get_by_role("button", name="Create Admin Account").click()
-    expect(page.locator("#chat-input")).to_be_visible()
+    sign_up(page)
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(page.locator("#model-selector-0-button, #model-selector-model-button").first).to_contain_text("demo-r1")
 
-    page.locator("#chat-input").click()
-    page.keyboard.type(QUESTION)
-    page.locator("#send-message-button").click()
-    expect(page.locator(".chat-user")).to_contain_text(QUESTION)
+    ask(page)
     expect_answer(page)
 
     answer = page.locator(".chat-assistant").last

@@ -83,7 +83,7 @@ class Node:
         began = time.monotonic()
         while not re.search(text, self.logs):
             self.container.reload()
-            assert self.container.status == "running" or re.search(text, self.logs), self.logs
+            assert self.container.status in ("running", "restarting") or re.search(text, self.logs), self.logs
             assert time.monotonic() - began < seconds, f"no {text!r} after {seconds} s:\n{self.logs}"
             time.sleep(0.2)
         return time.monotonic() - began
