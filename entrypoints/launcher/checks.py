@@ -40,7 +40,7 @@ def port_is_free(plan: LaunchPlan) -> str:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((b"", plan.port))  # bytes: a text would load the idna codec
+            probe.bind((plan.host.encode(), plan.port))  # bytes: a text would load the idna codec
         except OSError as error:
             raise Refused(
                 f"Port {plan.port} cannot be used: {error.strerror}.\nStop what listens there (`ss -ltnp`), or set LAUNCH_PORT to another."

@@ -126,7 +126,7 @@ def health(context: click.Context, /, ready: bool, **options: Any) -> None:
             raise Unavailable(f"this worker is {state.partition(' ')[2]}")
         click.echo("ready" if ready else "live")
         return
-    server = Server(ENGINES[facts.load(chosen.image).engine], port, chosen.secrets.get("LAUNCH_API_KEY"))
+    server = Server(ENGINES[facts.load(chosen.image).engine], port, chosen.secrets.get("LAUNCH_API_KEY"), chosen.host)
     server.live()
     if ready:
         if state == "draining":
@@ -177,7 +177,7 @@ def show_json(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
     """The plan for programs."""
     import json
 
-    cluster = decided.cluster._asdict() if decided.cluster else None
+    cluster = {**decided.cluster._asdict(), "address": show_cluster(decided)[0]} if decided.cluster else None
     shown = {**decided._asdict(), "cluster": cluster, "environment": shown_environment(decided), "checks": list(passed)}
     return json.dumps(shown, indent=2)
 

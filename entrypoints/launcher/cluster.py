@@ -97,7 +97,10 @@ class Node:
             began = time.monotonic()
             child = supervisor.spawn(command, environment, quiet=True)
             if child.wait(RAY_SECONDS) and child.status == 0:
-                supervisor.guard(processes.named(raynode.ESSENTIAL))
+                essential = processes.named(raynode.ESSENTIAL)
+                supervisor.guard(essential)
+                if "raylet" not in essential.values() or (head is None and "gcs_server" not in essential.values()):
+                    raise Unavailable("Ray has started on this node, and its processes are gone already.")
                 self.say(f"Ray runs on {self.address.ip} after {time.monotonic() - began:.1f} s")
                 return
             output = child.output()
@@ -253,4 +256,4 @@ class Worker(Node):
 
 
 def _lost(what: str) -> Unavailable:
-    return Unavailable(f"The stack has lost {what}. Every node of it ends, so that it can be started again as a whole.")
+    return Unavailable(f"The stack has lost {what.rstrip('.')}. Every node of it ends, so that it can be started again as a whole.")

@@ -55,7 +55,7 @@ def of_head(interface: str | None, head: str | None) -> Address:
             ip = ""
         for name, own in here.items():
             if own == ip:
-                return Address(own, name, f"LAUNCH_HEAD {head} is this address")
+                return Address(own, name, f"the head's name {head} is this address")
     gateway = _default_interface()
     if gateway in here:
         return Address(here[gateway], gateway, "the default route goes there" if len(here) > 1 else "the only interface")

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import os
 import random
 import secrets
 import socket
@@ -24,6 +25,7 @@ from launcher.network import resolve
 
 PROTOCOL = 1
 BEAT = 2.0  # seconds between two signs of life
+QUIET = 3 * BEAT  # so many seconds without one are a suspicion
 HANDSHAKE = 10.0  # deadline of everything that comes before the token is proven
 STRANGERS = 32  # connections at once that have proven nothing yet
 MOST = 1 << 16  # bytes of a line
@@ -48,7 +50,7 @@ class Line:
         """Nothing is sent yet."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connection = connection
-        self.file = connection.makefile("rb")
+        self.rest = b""  # what has come after the last message
         self.lock = threading.Lock()
 
     def send(self, message: Message) -> None:
@@ -59,11 +61,21 @@ class Line:
 
     def receive(self, seconds: float) -> Message:
         """Wait for one message. Raises OSError when it does not come (TimeoutError: silence) and ValueError when it is none."""
-        self.connection.settimeout(seconds)
-        data = self.file.readline(MOST)
-        if not data.endswith(b"\n"):
-            raise ConnectionResetError("the connection was closed")
-        message = json.loads(data)
+        deadline = time.monotonic() + seconds  # of the whole message: a byte now and then is no message
+        while b"\n" not in self.rest:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.connection.settimeout(left)
+            data = self.connection.recv(MOST)
+            if not data or len(self.rest) > MOST:
+                raise ConnectionResetError("the connection was closed")
+            self.rest += data
+        line, _, self.rest = self.rest.partition(b"\n")
+        try:
+            message = json.loads(line)
+        except RecursionError:
+            raise ValueError("no message") from None
         if not isinstance(message, dict):
             raise ValueError("no message")  # noqa: TRY004 - of the same kind as what json raises
         return message
@@ -89,6 +101,10 @@ class Peer:
         self.name, self.gpus = str(hello.get("name", "?")), int(hello.get("gpus", 0))
         self.joined = False
         self.heard = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since it was last heard."""
+        return time.monotonic() - self.heard
 
     def __str__(self) -> str:
         """Its rank, name and address."""
@@ -118,7 +134,7 @@ class Hub:
             self.server = socket.create_server((ip, self.channel.port), backlog=64)
         except OSError as error:
             raise Refused(
-                f"{ip}:{self.channel.port} cannot be used by the nodes of this stack: {error.strerror}.\n"
+                f"{ip}:{self.channel.port} cannot be used by the nodes of this stack: {os.strerror(error.errno or 0)}.\n"
                 "Stop what listens there (`ss -ltnp`), or set LAUNCH_CLUSTER_PORT on every node to another."
             ) from None
         threading.Thread(target=self._accept, daemon=True).start()
@@ -165,8 +181,7 @@ class Hub:
 
     def silent(self) -> str:
         """The worker that has missed several beats, and for how long; empty when none has."""
-        now = time.monotonic()
-        return next((f"{peer}: no sign of life for {now - peer.heard:.0f} s" for peer in self.present() if now - peer.heard > 3 * BEAT), "")
+        return next((f"{peer}: no sign of life for {peer.silence():.0f} s" for peer in self.present() if peer.silence() > QUIET), "")
 
     def _missing(self) -> list[str]:
         reasons = []
@@ -187,6 +202,7 @@ class Hub:
         self.closed = True
         self.tell({"say": "end", "cause": cause, "asked": asked})
         with contextlib.suppress(AttributeError, OSError):
+            self.server.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept(), which would keep the port
             self.server.close()
         for peer in self.present():
             peer.line.close()
@@ -207,7 +223,7 @@ class Hub:
         line, peer = Line(connection), None
         try:
             peer = self._admit(line, ip)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             line.close()  # it has proven nothing: not worth a word
         finally:
             self.strangers.release()
@@ -230,11 +246,11 @@ class Hub:
         with self.changed:
             peer, reason, final = self._place(line, hello, ip)
             if peer:
-                self.peers[peer.rank] = peer
                 welcome = {**self.welcome, "rank": peer.rank}
                 line.send(
                     {"welcome": welcome, "proof": proof(self.channel.token, "head", theirs, mine, json.dumps(welcome, sort_keys=True))}
                 )
+                self.peers[peer.rank] = peer
                 self.changed.notify_all()
         if peer:
             self.say(f"{peer} is here")
@@ -252,16 +268,16 @@ class Hub:
         free = [rank for rank in range(1, self.nodes) if rank not in self.peers]
         rank = hello.get("rank")
         if rank is None:
-            again = [peer.rank for peer in self.peers.values() if peer.name == hello.get("name")]
-            rank = next(iter(again or free), None)
+            back = [peer.rank for peer in self.peers.values() if peer.name == hello.get("name") and peer.silence() > QUIET]
+            rank = next(iter(back or free), None)
         if self.complete or rank is None:
             return None, "the stack is complete without this node", False
         if not isinstance(rank, int) or not 0 < rank < self.nodes:
             return None, f"it calls itself node {rank} of {self.nodes}", True
-        if rank in self.peers:  # the same node, back before its end was noticed; or two nodes of one rank, which the names show
-            if self.peers[rank].name != hello.get("name"):
+        if rank in self.peers:
+            if self.peers[rank].silence() <= QUIET:
                 return None, f"{self.peers[rank]} has that rank already", False
-            self.peers[rank].line.close()
+            self.peers[rank].line.close()  # cut off or frozen, and started again since
         return Peer(rank, line, hello, ip), "", False
 
     def _follow(self, peer: Peer) -> None:

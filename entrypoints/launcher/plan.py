@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class LaunchPlan(NamedTuple):
     tp: int
     pp: int
     warnings: tuple[str, ...]
+    host: str
     port: int
     command: list[str]
     environment: dict[str, str]
@@ -110,6 +112,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         "model": request.model,
         "tensor parallel": request.tp,
         "pipeline parallel": request.pp,
+        **({"flags": shlex.join(engine.command(request)[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
     }
     defaults = {name: value for name, value in facts.env.items() if name not in env}
     added = engine.environment(request)
@@ -127,6 +130,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         tp=cut.tp,
         pp=cut.pp,
         warnings=cut.warnings,
+        host=request.host,
         port=request.port,
         command=[] if role.name == "worker" and executor.name == "ray" else engine.command(request),
         environment={**defaults, **added},
@@ -143,10 +147,11 @@ def _cluster(settings: Settings, role: roles.Role, executor: layout.Executor, gp
     if "LAUNCH_CLUSTER_TOKEN" not in settings.secrets and not settings.insecure_cluster:
         raise Refused(
             f"A stack of {role.nodes} nodes needs a token that all of them share: without one, whoever reaches their ports can run programs here.\n"
-            "Make one with `openssl rand -hex 32 > cluster-token`, give the file to every node, and set LAUNCH_CLUSTER_TOKEN_FILE to it.\n"
+            "Make one with `openssl rand -hex 32 > cluster-token`, give the file to every node, and set LAUNCH_CLUSTER_TOKEN_FILE to it\n"
+            "(with our compose files: CLUSTER_TOKEN_FILE).\n"
             "On a network that nobody else reaches, LAUNCH_INSECURE_CLUSTER=true does without."
         )
-    raynode.check_ports(settings.cluster_port, settings.port)
+    raynode.check_ports(settings.cluster_port, settings.port, executor.name)
     if executor.name == "ray":
         agreed = {**agreed, "ray": raynode.version()}
         if not agreed["ray"]:

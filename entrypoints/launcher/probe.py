@@ -16,8 +16,9 @@ TOKEN_TIMEOUT = 20.0
 class Server:
     """The engine's HTTP server on this machine. Every method has a deadline of its own, in seconds."""
 
-    def __init__(self, engine: Engine, port: int, api_key: str | None = None) -> None:
-        """Nothing is contacted yet."""
+    def __init__(self, engine: Engine, port: int, api_key: str | None = None, host: str = "") -> None:
+        """Nothing is contacted yet. `host` is what the server listens on; everything means the loopback as well."""
+        self.host = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 - compared only
         self.engine = engine
         self.port = port
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
@@ -71,7 +72,7 @@ class Server:
     def _request(self, method: str, path: str, body: str | None = None, *, timeout: float) -> str:
         import http.client  # 40 ms: not before the engine runs
 
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
             connection.request(method, path, body, self.headers)
             response = connection.getresponse()

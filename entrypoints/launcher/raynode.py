@@ -16,19 +16,19 @@ ESSENTIAL = ("gcs_server", "raylet")  # their end is the node's end
 START_TRIES = 3  # Ray gives itself 30 s to start, which no option changes; a busy machine takes longer
 
 
-def check_ports(cluster_port: int, api_port: int) -> None:
+def check_ports(cluster_port: int, api_port: int, executor: str) -> None:
     """Raises Refused when the ports of the cluster, of Ray's workers and of the API run into each other."""
     ours = range(cluster_port, cluster_port + GCS + 1)
     high = WORKER_PORTS[1]
-    if ours[-1] > 65535 or (ours[0] <= high and ours[-1] >= CLIENT_PORT):  # noqa: PLR2004 - the last port there is
+    if executor == "ray" and ours[0] <= high and ours[-1] >= CLIENT_PORT:
         raise Refused(
             f"LAUNCH_CLUSTER_PORT {cluster_port} takes {ours[0]} to {ours[-1]}, and Ray's workers have {CLIENT_PORT} to {high}.\n"
             "Choose one whose ten ports lie below or above, the same on every node; the default is 6370."
         )
-    if api_port in ours or CLIENT_PORT <= api_port <= high:
+    if api_port in ours or (executor == "ray" and CLIENT_PORT <= api_port <= high):
+        workers = f", and {CLIENT_PORT} to {high} for Ray's workers" if executor == "ray" else ""
         raise Refused(
-            f"LAUNCH_PORT {api_port} is one of the cluster's own ports ({ours[0]} to {ours[-1]}, and {CLIENT_PORT} to {high} for Ray's workers).\n"
-            "Choose another, for example 8000."
+            f"LAUNCH_PORT {api_port} is one of the cluster's own ports ({ours[0]} to {ours[-1]}{workers}).\nChoose another, for example 8000."
         )
 
 

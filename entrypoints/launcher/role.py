@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -156,8 +157,8 @@ def _indexed_job(env: Env, nodes: int | None) -> Role | None:
     if nodes is None:
         return None  # an index alone is also what a batch of independent servers has
     index = _number(env, "JOB_COMPLETION_INDEX", "an indexed Job")
-    name = env.get("HOSTNAME") or os.uname().nodename
-    head = f"{name[: -len(str(index))]}0" if index and name.endswith(f"-{index}") else None
+    name, _, domain = socket.getfqdn().partition(".")
+    head = f"{name.removesuffix(f'-{index}')}-0.{domain}" if domain and name.endswith(f"-{index}") else None
     return _ranked("an indexed Job's JOB_COMPLETION_INDEX", nodes, index, head)
 
 

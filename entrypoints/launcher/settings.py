@@ -54,6 +54,8 @@ SETTINGS = (
     Setting("image", str, IMAGE_FACTS, "File that says what this image is."),
 )
 SECRETS = ("LAUNCH_API_KEY", "LAUNCH_CLUSTER_TOKEN", "HF_TOKEN")
+# The engine's own name for it, which our probes need as well, and what KubeRay gives to every node.
+OTHER_NAMES = {"LAUNCH_API_KEY": "VLLM_API_KEY", "LAUNCH_CLUSTER_TOKEN": "RAY_AUTH_TOKEN"}
 # Flags of the engine that are the launcher's own: it must know them, or they would stand in the open.
 OWN_FLAGS = {
     "api-key": "LAUNCH_API_KEY_FILE",
@@ -61,7 +63,9 @@ OWN_FLAGS = {
     "port": "LAUNCH_PORT",
     "served-model-name": "LAUNCH_MODEL_NAME",
     "nnodes": "LAUNCH_NODES",
+    "n": "LAUNCH_NODES",
     "node-rank": "LAUNCH_ROLE",
+    "r": "LAUNCH_ROLE",
     "master-addr": "LAUNCH_HEAD",
     "dist-init-addr": "LAUNCH_HEAD",
     "headless": "LAUNCH_ROLE",
@@ -131,8 +135,9 @@ def engine_args(env: Mapping[str, str]) -> dict[str, str]:
 
 def check_flag(flag: str) -> None:
     """Raises Refused for a flag of the engine that is a setting of the launcher."""
-    if flag in OWN_FLAGS:
-        raise Refused(f"The engine's --{flag} is set by the launcher. Use {OWN_FLAGS[flag]}.")
+    own = OWN_FLAGS.get(flag.replace("_", "-"))  # engines take both spellings
+    if own:
+        raise Refused(f"The engine's --{flag} is set by the launcher. Use {own}.")
 
 
 def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
@@ -155,12 +160,9 @@ def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
                     f"{name}_FILE names {path}, which cannot be read: {reason}.\n"
                     "Give the file to the container's user, for example `chmod 0444` on the host, or unset the variable."
                 ) from None
+        value = value or env.get(OTHER_NAMES.get(name, ""), "").strip()
         if not (value.isascii() and value.isprintable()):
             raise Refused(f"{name} holds characters that cannot travel in a header: use printable ASCII.")  # never the value
         if value:
             found[name] = value
-    if "LAUNCH_API_KEY" not in found and env.get("VLLM_API_KEY"):  # passed through to the engine: our probes need it as well
-        found["LAUNCH_API_KEY"] = env["VLLM_API_KEY"]
-    if "LAUNCH_CLUSTER_TOKEN" not in found and env.get("RAY_AUTH_TOKEN", "").strip():  # what KubeRay gives to every node
-        found["LAUNCH_CLUSTER_TOKEN"] = env["RAY_AUTH_TOKEN"].strip()
     return found

@@ -118,7 +118,7 @@ class Supervisor:
     def __init__(self, plan: LaunchPlan, secrets: dict[str, str]) -> None:
         """Nothing is started yet."""
         self.plan = plan
-        self.server = Server(ENGINES[plan.engine], plan.port, secrets.get("LAUNCH_API_KEY"))
+        self.server = Server(ENGINES[plan.engine], plan.port, secrets.get("LAUNCH_API_KEY"), plan.host)
         self.state = State(plan.state)
         self.node = _node(plan, secrets.get("LAUNCH_CLUSTER_TOKEN", ""))
         self.wanted: collections.deque[Child] = collections.deque()
@@ -188,7 +188,7 @@ class Supervisor:
             if self.node and not self.plan.serves:
                 self.node.follow(self)
                 return
-            model = self._await_ready()
+            model = self._await_ready(time.monotonic())
             if self.node:
                 self.node.ready()
             self._guard(model)
@@ -252,6 +252,8 @@ class Supervisor:
                 say(f"ready after {self._age()}: port {self.plan.port}")
             if self.leaving and not self.stopping:
                 self._stop(self.leaving)
+            if self.failure and self.stopping and not self.plan.serves:
+                self.over = self.over or "the head has ended"
             if self.failure and not self.stopping:
                 say(f"{self.failure} Ending this node.")
                 self._kill()
@@ -331,9 +333,9 @@ class Supervisor:
             if name:
                 self.fail(EngineDied(f"Ray's {name} on this node {ending(code)}, and nobody had asked it to end."))
 
-    def _await_ready(self) -> str:
+    def _await_ready(self, began: float) -> str:
         last = "no answer yet"
-        while time.monotonic() - self.began < self.plan.start_seconds:
+        while time.monotonic() - began < self.plan.start_seconds:
             try:
                 self.server.live()
                 model = self.server.model()

@@ -213,19 +213,44 @@ class ImpossibleImage(Row):
 
 
 class Stack(Row):
-    """A model served by an image on `nodes` nodes of `gpus` GPUs each. Sizes in tokens, times in seconds."""
+    """A model served by an image on `nodes` nodes of `gpus` GPUs each. Sizes in tokens, times in seconds.
+
+    `tp` is the tensor parallel size, the GPUs of a node unless given; a node without GPUs counts as one device.
+    """
 
     title: str
     image: Name
     model: Name
     nodes: int = Field(default=1, ge=1)
     gpus: int = Field(ge=0)
+    tp: int | None = Field(default=None, ge=1)
     max_model_len: int = Field(gt=0)
     max_seqs: int | None = None
     start_seconds: int | None = None
     drain_seconds: int = 120
     args: tuple[Setting, ...] = ()
     env: tuple[Variable, ...] = ()
+
+    @property
+    def devices(self) -> int:
+        """What the model is cut over: all GPUs, or the nodes where they have none."""
+        return self.nodes * max(self.gpus, 1)
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Devices that share each layer."""
+        return self.tp or max(self.gpus, 1)
+
+    @property
+    def pipeline_parallel(self) -> int:
+        """Groups of such devices, each with some of the layers."""
+        return self.devices // self.tensor_parallel
+
+    @model_validator(mode="after")
+    def _cut_evenly(self) -> Self:
+        if self.devices % self.tensor_parallel:
+            raise ValueError(f"tp = {self.tp} does not divide the stack's {self.devices} {'GPUs' if self.gpus else 'nodes'}")
+        return self
 
 
 class ImpossibleStack(Row):
@@ -386,8 +411,13 @@ class Catalog:
         model = _known(self.models, stack.model, f"{where}.model")
         if stack.max_model_len > model.context:
             raise CatalogError(f"{where}.max_model_len: {stack.max_model_len} is more than the {model.context} tokens of {stack.model}.")
-        if stack.gpus and model.heads % stack.gpus:
-            raise CatalogError(f"{where}.gpus: {model.heads} attention heads do not divide by {stack.gpus}.")
+        if model.heads % stack.tensor_parallel:
+            field = "tp" if stack.tp else "gpus"
+            raise CatalogError(f"{where}.{field}: {model.heads} attention heads do not divide by {stack.tensor_parallel}.")
+        if stack.nodes > 1 and not self.release_of(stack.image).executors:
+            raise CatalogError(
+                f"{where}.nodes: {image.engine} has no `executors` in images/engines.toml: it is not started over several nodes."
+            )
         for rule in self.impossible_stacks.values():
             if rule.model == stack.model and rule.gpu in image.gpus and stack.nodes * stack.gpus <= rule.max_gpus:
                 raise CatalogError(f"{where} cannot work: {rule.reason}\nUse {rule.instead} instead.")

@@ -20,6 +20,7 @@ PAGE_IMAGE = "webui"
 FETCH_BYTES_PER_SECOND = 20_000_000  # a slow line to the model hub; only a deadline depends on it
 MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weights on disk
 START_SECONDS = 600  # imports, compilation and graph capture, generously
+JOIN_SECONDS = 600  # from the first node of a stack to the last: somebody types on each machine
 STOP_MARGIN_SECONDS = 15  # between the launcher's deadline and Docker's
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
@@ -211,7 +212,7 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
     stack = catalog.stacks[name]
     image, release, model = catalog.images[stack.image], catalog.release_of(stack.image), catalog.models[stack.model]
     page = catalog.release_of(PAGE_IMAGE)
-    inside = image.model == stack.model
+    inside, clustered = image.model == stack.model, stack.nodes > 1
     start = start_seconds(stack, model.bytes)
     return {
         "name": name,
@@ -223,12 +224,14 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
         "page_settings": {variable.name: variable for variable in page.settings},
         "model": model_folder(stack.model) if inside else model.hub,
         "model_name": stack.model,
-        "clustered": stack.nodes > 1,
-        "role": "head" if stack.nodes > 1 else "single",
-        "server": "host.docker.internal" if stack.nodes > 1 else f"{name}-engine",
+        "clustered": clustered,
+        "secrets": ["hf_token", "cluster_token"] if clustered else ["hf_token"],
+        "role": "head" if clustered else "single",
+        "server": "127.0.0.1:${API_PORT:-8000}" if clustered else f"{name}-engine:8000",
+        "page_port": "${WEBUI_PORT:-3000}" if clustered else "8080",
         "gpus": stack.gpus,
         "engine_environment": engine_environment(stack, reasoning_parser(model, release), start),
-        "start_seconds": start,
+        "healthy_seconds": healthy_seconds(stack, model.bytes),
         "stop_seconds": stack.drain_seconds + STOP_MARGIN_SECONDS,
         "shm": "16gb" if stack.gpus > 1 else "1gb",
     }
@@ -237,6 +240,11 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
 def start_seconds(stack: Stack, model_bytes: int) -> int:
     """Deadline for the first token: the row's own, else from the bytes that may have to be fetched first."""
     return stack.start_seconds or min(START_SECONDS + model_bytes // FETCH_BYTES_PER_SECOND, MOST_START_SECONDS)
+
+
+def healthy_seconds(stack: Stack, model_bytes: int) -> int:
+    """How long a container may be unhealthy before that is a failure: until the first token, and until all nodes are there."""
+    return start_seconds(stack, model_bytes) + (JOIN_SECONDS if stack.nodes > 1 else 0)
 
 
 def reasoning_parser(model: Model, release: Release) -> str:
@@ -256,15 +264,16 @@ def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Va
         variable("LAUNCH_DRAIN_SECONDS", stack.drain_seconds, "the stack's row"),
     ]
     if stack.gpus:
-        found += [
-            variable("LAUNCH_GPUS", stack.gpus, "the stack's row"),
-            variable("LAUNCH_TP", stack.gpus, "tensor parallel within a node"),
-        ]
+        found.append(variable("LAUNCH_GPUS", stack.gpus, "the stack's row"))
+    if stack.gpus or stack.tp:
+        found.append(variable("LAUNCH_TP", stack.tensor_parallel, "the stack's row" if stack.tp else "tensor parallel within a node"))
     if stack.nodes > 1:
         found += [
             variable("LAUNCH_NODES", stack.nodes, "the stack's row"),
-            variable("LAUNCH_PP", stack.nodes, "pipeline parallel across nodes"),
+            variable("LAUNCH_JOIN_SECONDS", JOIN_SECONDS, "until every node must be there"),
         ]
+    if stack.nodes > 1 or stack.pipeline_parallel > 1:
+        found.append(variable("LAUNCH_PP", stack.pipeline_parallel, "pipeline parallel over what tensor parallel leaves"))
     if stack.max_seqs:
         found.append(variable("LAUNCH_MAX_SEQS", stack.max_seqs, "the stack's row"))
     if reasoning:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import docker
 from docker.errors import NotFound
@@ -15,10 +18,13 @@ from docker.models.containers import Container
 
 from engineroom import build, resolve
 from engineroom.catalog import Catalog
-from engineroom.errors import EngineRoomError, ServiceUnavailable, TryAgain
+from engineroom.errors import CatalogError, EngineRoomError, ServiceUnavailable, TryAgain
 from engineroom.host import Host
+from launcher import network
+from launcher.errors import LaunchError
 
 PAGE_SECONDS = 300
+LAST_LINES = 60  # the launcher's own words, and the fifty lines of the engine's that it quotes
 Say = Callable[[str], None]
 
 
@@ -37,6 +43,16 @@ class Bringup:
             self.say(line)
         if result.returncode:
             raise ServiceUnavailable(result.stderr.strip().removeprefix("docker-engine: "))
+
+    def token(self) -> None:
+        """The secret that the nodes of a stack share, before anything is built for them. Raises CatalogError when there is none."""
+        file = Path(self._config()["secrets"]["cluster_token"]["file"])
+        if not file.exists() or not file.read_bytes().strip():
+            raise CatalogError(
+                f"{self.name} runs on {self.row.nodes} machines, which need a token that they share, and {file} holds none. Make one:\n"
+                f"  install -d -m 700 {self.host.root}/secrets && openssl rand -hex 32 > {self.host.root}/secrets/cluster-token\n"
+                f"Write CLUSTER_TOKEN_FILE={self.host.root}/secrets/cluster-token into .env, and copy the file to each machine (docs/two-machines.md)."
+            )
 
     def ports(self) -> None:
         """The page's and the API's port must be free, or be ours already."""
@@ -79,8 +95,10 @@ class Bringup:
     def engine(self) -> None:
         """Start the server and wait until a token comes out of it."""
         self._compose("up", "--detach", "--no-deps", f"{self.name}-engine")
+        if self.row.nodes > 1:
+            print(self.elsewhere(), file=sys.stderr, flush=True)
         model = self.catalog.models[self.row.model]
-        self._wait(f"{self.name}-engine", resolve.start_seconds(self.row, model.bytes) + 60)
+        self._wait(f"{self.name}-engine", resolve.healthy_seconds(self.row, model.bytes) + 60)
 
     def page(self) -> None:
         """Start the page and wait until it answers."""
@@ -91,6 +109,7 @@ class Bringup:
         """All phases in order, each with its name for people."""
         return [
             ("Docker engine", self.docker),
+            *([("token of the nodes", self.token)] if self.row.nodes > 1 else []),
             ("ports", self.ports),
             ("base image", self.base),
             (f"image {self.row.image}", self.engine_image),
@@ -98,6 +117,16 @@ class Bringup:
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
         ]
+
+    def elsewhere(self) -> str:
+        """What to type on the other machines of a stack, with the address under which its head, on this one, will be found."""
+        settings = self._config()["services"][f"{self.name}-engine"]["environment"]
+        try:
+            address = network.of_head(settings["LAUNCH_INTERFACE"], settings["LAUNCH_HEAD"]).ip
+        except LaunchError:  # the head is refused for the same reason, and says so
+            address = "<address of this machine>"
+        return f"""Waiting for {self.row.nodes - 1} more. On each other machine, with the same token file, type:
+  LAUNCH_HEAD={address} docker compose up {self.name}-worker"""
 
     def ending(self) -> str:
         """What to do with it now: the page, how to sign in, a request that can be pasted, and how to stop."""
@@ -156,14 +185,20 @@ Stop    make down
             if state.get("Health", {}).get("Status") == "healthy":
                 return
             if state["Status"] in ("exited", "dead") or container.attrs["RestartCount"] > restarts:
-                tail = container.logs(tail=40).decode("utf-8", "replace").rstrip()
-                raise EngineRoomError(f"{service} ended with status {state['ExitCode']}. Its last lines:\n{tail}")
+                tail = container.logs(tail=LAST_LINES).decode("utf-8", "replace").rstrip()
+                status = "and was started again" if state["Status"] == "running" else f"with status {state['ExitCode']}"
+                raise EngineRoomError(f"{service} ended {status}. Its last lines:\n{tail}")
             now = int(time.time())
             for line in container.logs(since=since, until=now).decode("utf-8", "replace").splitlines() if now > since else ():
                 self.say(line)
             since = now
             time.sleep(1)
         raise TryAgain(f"{service} is not ready after {seconds:.0f} s. It goes on by itself: docker compose logs --follow {service}")
+
+    def _config(self) -> dict[str, Any]:
+        """What Compose makes of the stack with the settings of this machine."""
+        found: dict[str, Any] = json.loads(self._compose("--profile", self.name, "config", "--format", "json", quiet=True))
+        return found
 
     def _compose(self, *arguments: str, quiet: bool = False) -> str:
         result = subprocess.run(["docker", "compose", *arguments], cwd=self.host.root, capture_output=True, text=True, check=False)

@@ -95,9 +95,11 @@ class Node:
         except Exception:  # noqa: BLE001 - whatever the client calls a time-out
             pytest.fail(f"still running after {seconds} s:\n{self.logs}")
 
-    def run(self, *command: str, user: str = "", check: bool = True) -> str:
-        """Run a program in the container."""
-        code, output = self.container.exec_run(list(command), user=user)
+    def run(self, *command: str, check: bool = True, detach: bool = False) -> str:
+        """Run a program in the container; its output, unless it goes on by itself."""
+        code, output = self.container.exec_run(list(command), detach=detach)
+        if detach:
+            return ""
         text = output.decode("utf-8", "replace")
         assert not check or code == 0, text
         return text

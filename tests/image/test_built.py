@@ -31,9 +31,10 @@ def built(name: str) -> str:
 
 
 def dry_run(image: str, stack: str) -> list[str]:
-    """The engine's command line in a stack, as the launcher in the image makes it; of a cluster's, one node's."""
+    """The engine's command line in a stack, as the launcher in the image makes it; of a cluster, the head's."""
     settings = resolve.compose(CATALOG, stack)["engine_environment"]
-    env = {name: variable.value for name, variable in settings.items() if name != "LAUNCH_NODES"}
+    env = {name: variable.value for name, variable in settings.items()}
+    env |= {"LAUNCH_ROLE": "head", "LAUNCH_CLUSTER_TOKEN": "none"} if CATALOG.stacks[stack].nodes > 1 else {}
     inside = CATALOG.images[CATALOG.stacks[stack].image].model
     env |= {} if inside else {"LAUNCH_MODEL": "owner/model"}
     options = [part for name, value in env.items() for part in ("--env", f"{name}={value}")]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from engineroom.catalog import Catalog
 ROOT = Path(__file__).parents[2]
 CATALOG = Catalog(ROOT)
 COMPOSE = ROOT / ".venv/bin/docker-compose"
+CLUSTERED = [name for name, row in CATALOG.stacks.items() if row.nodes > 1]
+CLUSTER_PORTS = {6370, 6379, 8265, 10001}  # the launcher's own, Ray's, Ray's dashboard's, Ray's clients'
 
 
 def compose(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -22,6 +25,11 @@ def compose(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [COMPOSE, "--env-file", "/dev/null", *arguments], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
     )
+
+
+def whole(stack: str, **env: str) -> dict[str, Any]:
+    """All of a stack's own file, what runs on other machines too."""
+    return dict(json.loads(compose("--file", f"compose/{stack}.yaml", "--profile", "*", "config", "--format", "json", **env).stdout))
 
 
 @pytest.mark.parametrize("stack", CATALOG.stacks)
@@ -58,8 +66,8 @@ def test_a_stack_is_server_and_page(stack: str) -> None:
     assert set(config["services"]) == {stack, f"{stack}-engine"}
     assert page["depends_on"][f"{stack}-engine"]["condition"] == "service_healthy"
     assert page["environment"]["DEFAULT_MODELS"] == engine["environment"]["LAUNCH_MODEL_NAME"] == row.model
-    assert [port["host_ip"] for port in page["ports"]] == ["127.0.0.1"]
-    if row.nodes == 1:  # several nodes: the host's own network, and the launcher refuses them so far
+    if row.nodes == 1:  # several nodes publish nothing
+        assert [port["host_ip"] for port in page["ports"]] == ["127.0.0.1"]
         assert [port["host_ip"] for port in engine["ports"]] == ["127.0.0.1"]
     assert engine["healthcheck"]["test"] == ["CMD", "launch", "health", "--ready"]
     assert engine["read_only"]
@@ -68,6 +76,61 @@ def test_a_stack_is_server_and_page(stack: str) -> None:
     if row.gpus:
         (device,) = engine["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["count"]) == ("nvidia", row.gpus)
+
+
+@pytest.mark.parametrize("stack", CATALOG.stacks)
+def test_nothing_publishes_the_ports_between_nodes(stack: str) -> None:
+    """No service publishes a port of Ray's or of the launcher's own channel, inside or outside."""
+    published = [port for service in whole(stack)["services"].values() for port in service.get("ports", [])]
+
+    assert [port for port in published if {int(port["published"]), port["target"]} & CLUSTER_PORTS] == []
+
+
+@pytest.mark.parametrize("stack", CLUSTERED)
+def test_a_stack_of_several_nodes_is_closed(stack: str) -> None:
+    """It publishes nothing: page and API listen on the loopback of the head's machine, and who joins needs the token's file."""
+    config = whole(stack, WEBUI_PORT="3300", API_PORT="8300", CLUSTER_TOKEN_FILE="/etc/secrets/token", LAUNCH_HEAD="10.0.0.1")
+    found = config["services"]
+    page, head, worker = found[stack], found[f"{stack}-engine"], found[f"{stack}-worker"]
+
+    assert [name for name, service in found.items() if service.get("ports") or service["network_mode"] != "host"] == []
+    assert (page["environment"]["HOST"], page["environment"]["PORT"]) == ("127.0.0.1", "3300")
+    assert page["environment"]["OPENAI_API_BASE_URLS"] == "http://127.0.0.1:8300/v1"
+    assert "'http://127.0.0.1:3300/health'" in page["healthcheck"]["test"][-1]
+    for node, role in ((head, "head"), (worker, "worker")):
+        settings = node["environment"]
+        assert (settings["LAUNCH_HOST"], settings["LAUNCH_PORT"], settings["LAUNCH_ROLE"]) == ("127.0.0.1", "8300", role)
+        assert settings["LAUNCH_HEAD"] == "10.0.0.1"
+        assert settings["LAUNCH_CLUSTER_TOKEN_FILE"] == "/run/secrets/cluster_token"
+        assert "cluster_token" in {secret["source"] for secret in node["secrets"]}
+    assert config["secrets"]["cluster_token"]["file"] == "/etc/secrets/token"
+
+
+@pytest.mark.parametrize("stack", CLUSTERED)
+def test_head_and_worker_agree(stack: str) -> None:
+    """Both roles differ in nothing but the role and the profile, and the layout takes every device of the stack."""
+    found, row = whole(stack)["services"], CATALOG.stacks[stack]
+    head, worker = found[f"{stack}-engine"], found[f"{stack}-worker"]
+    settings = head["environment"]
+
+    assert {**head, "environment": None, "profiles": None} == {**worker, "environment": None, "profiles": None}
+    assert {**settings, "LAUNCH_ROLE": "worker"} == worker["environment"]
+    assert (head["profiles"], worker["profiles"]) == ([stack], [f"{stack}-worker"])
+    assert int(settings["LAUNCH_TP"]) * int(settings["LAUNCH_PP"]) == row.nodes * max(row.gpus, 1)
+    assert int(settings["LAUNCH_NODES"]) == row.nodes
+
+
+@pytest.mark.parametrize("stack", [name for name in CATALOG.stacks if name not in CLUSTERED])
+def test_one_node_needs_no_token(stack: str) -> None:
+    """A stack of one node has no worker, no token and no settings of a cluster."""
+    found = whole(stack)["services"]
+
+    assert set(found) == {stack, f"{stack}-engine"}
+    for service in found.values():
+        assert {secret["source"] for secret in service.get("secrets", [])} <= {"hf_token"}
+        assert "network_mode" not in service
+    cluster = {"LAUNCH_HEAD", "LAUNCH_INTERFACE", "LAUNCH_NODES", "LAUNCH_JOIN_SECONDS", "LAUNCH_CLUSTER_TOKEN_FILE"}
+    assert cluster & set(found[f"{stack}-engine"]["environment"]) == set()
 
 
 def test_the_page_is_either_image() -> None:

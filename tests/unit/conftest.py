@@ -13,6 +13,7 @@ import pytest
 from engineroom.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]
+SCHEDULERS = ("LAUNCH_", "LWS_", "VC_", "SLURM_", "KUBERAY_", "RAY_", "FQ_RAY_", "JOB_COMPLETION_", "MASTER_", "RANK", "WORLD_SIZE")
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.setattr(os, "execvpe", refuse)
     for name in list(os.environ):
-        if name.startswith("LAUNCH_"):
+        if name.startswith(SCHEDULERS):
             monkeypatch.delenv(name)
 
 

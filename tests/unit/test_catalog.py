@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from engineroom.catalog import Catalog
+from engineroom.catalog import Catalog, Executor
 from engineroom.errors import CannotBuild, CatalogError, UnknownName
+from launcher.settings import SETTINGS
+
+ROOT = Path(__file__).parents[2]
 
 IMAGES = {"cpu", "webui", "v100-half", "a100-half", "a100-fp8", "a100-sglang", "h200-fp8", "b200-fp4"}
 STACKS = {
     "r1-7b-v100", "r1-32b-v100", "r1-0528-8b-a100", "r1-0528-8b-a100-sglang", "v3-a100", "r1-h200", "r1-7b-h200", "r1-b200", "demo-cpu",
+    "demo-cpu-two-nodes",
 }  # fmt: skip
 
 
@@ -69,6 +76,8 @@ def test_an_unknown_name_gets_the_nearest(catalog: Catalog) -> None:
         ("images/images.toml", 'precision = "half"', 'precision = "bfloat16"', "a NVIDIA V100 has no bfloat16"),
         ("images/images.toml", 'why = "A V100 has no bfloat16."', 'why = ""', r"\[v100-half\].args\[0\].why"),
         ("compose/stacks.toml", "gpus = 4", "gpus = 3", "40 attention heads do not divide by 3"),
+        ("compose/stacks.toml", "tp = 2", "tp = 3", r"\[demo-cpu-two-nodes\]: .*tp = 3 does not divide the stack's 2 nodes"),
+        ("compose/stacks.toml", "nodes = 2\ngpus = 4", "nodes = 2\ngpus = 3\ntp = 6", r"\.tp: 40 attention heads do not divide by 6"),
         ("compose/stacks.toml", "max_model_len = 8192", "max_model_len = 200000", "more than the 131072 tokens"),
         ("compose/stacks.toml", 'model = "v3"\nnodes = 2', 'model = "v3"\nnodes = 1', "78 GiB on each of eight"),
     ],
@@ -87,3 +96,29 @@ def test_a_missing_file_is_named(copy: Path) -> None:
 
     with pytest.raises(CatalogError, match="images/models.toml is missing"):
         Catalog(copy)
+
+
+def test_a_release_that_uses_ray_has_one_with_tokens(catalog: Catalog) -> None:
+    """Where Ray joins the nodes it is locked at 2.52 or newer: token authentication began there."""
+    releases = [name for name, release in catalog.releases.items() if "ray" in (way.name for way in release.executors)]
+    found = {name: re.search(r"^ray==(\d+)\.(\d+)", (ROOT / f"images/locks/{name}.txt").read_text(), re.MULTILINE) for name in releases}
+
+    assert releases
+    assert [name for name, ray in found.items() if not ray or (int(ray[1]), int(ray[2])) < (2, 52)] == []
+
+
+def test_a_release_that_joins_nodes_itself_has_the_flags(catalog: Catalog) -> None:
+    """Where the engine joins the nodes by itself its snapshot knows how many there are and which this one is."""
+    releases = [name for name, release in catalog.releases.items() if "native" in (way.name for way in release.executors)]
+    snapshots = {name: json.loads((ROOT / f"images/flags/{name}.json").read_text()) for name in releases}
+    flags = {name: {flag for row in snapshot["flags"] for flag in row["names"]} for name, snapshot in snapshots.items()}
+
+    assert releases
+    assert [name for name in releases if not {"--nnodes", "--node-rank"} <= flags[name]] == []
+
+
+def test_executors_are_the_launchers() -> None:
+    """What a release may offer is what LAUNCH_EXECUTOR takes, beside its own choice and one node's processes."""
+    (choices,) = (setting.choices for setting in SETTINGS if setting.name == "executor")
+
+    assert set(choices) == {"auto", "mp", *get_args(Executor.model_fields["name"].annotation)}

