@@ -50,7 +50,7 @@ test-fast: .venv ## the tests that need no container
 	@$(BIN)/pytest -q -n 4 -m "not containers"
 
 bench: .venv ## measure speeds as ratios and write them into README.md
-	@$(BIN)/python tests/bench
+	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench
 
 lint: .venv ## code, shell, Dockerfiles, schemas
 	@$(BIN)/ruff check --quiet . $(PROGRAMS) && $(BIN)/ruff format --check --quiet . $(PROGRAMS)

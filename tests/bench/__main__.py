@@ -11,10 +11,13 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import cluster_time
 
 from engineroom import build, resolve
 from engineroom.catalog import Catalog
@@ -115,6 +118,19 @@ def launcher_change(catalog: Catalog, host: Host) -> Result:
     return Result("rebuild of `cpu` after a launcher change", "nothing changed", "3 s", ours, theirs)
 
 
+def cluster(nodes: int) -> Result:
+    """From all containers started to the cluster complete; against Ray alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = cluster_time.measure(Path(folder), nodes, 3)
+    return Result(
+        f"{nodes} nodes, from started to complete",
+        "`ray start` on the head, then on the workers",
+        "2 s more",
+        statistics.median(ours) * 1e3,
+        statistics.median(theirs) * 1e3,
+    )
+
+
 def main() -> None:
     """Measure, print and write README's table."""
     os.chdir(ROOT)
@@ -122,6 +138,7 @@ def main() -> None:
     catalog, host = Catalog(ROOT), Host.load(ROOT)
     build.build(catalog, host, IMAGES, lambda _: None)
     results = [launcher(catalog), render(), no_op_build(catalog, host), launcher_change(catalog, host)]
+    results += [cluster(nodes) for nodes in (2, 4, 8)]
     table = "\n".join(
         ["| What | Median | Against | Median | Ratio | Goal |", "| --- | --- | --- | --- | --- | --- |", *(r.row() for r in results)]
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from cluster.conftest import Node, Stack
+from cluster.nodes import Node, Stack
 
 pytestmark = pytest.mark.containers
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import docker
 import pytest
-from cluster.conftest import TOKEN, Node, Stack
+from cluster.nodes import TOKEN, Node, Stack
 
 pytestmark = pytest.mark.containers
 

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from cluster.conftest import Stack
+from cluster.nodes import Stack
 
 pytestmark = pytest.mark.containers
 

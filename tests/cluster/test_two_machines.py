@@ -16,7 +16,7 @@ from pathlib import Path
 import docker
 import pytest
 from browser.test_chat import ask, browser, expect_answer, sign_up, visit
-from cluster.conftest import ROOT, Node
+from cluster.nodes import IMAGE, ROOT, Node
 from demo import free_port
 from docker.models.networks import Network
 from playwright.sync_api import Browser
@@ -131,7 +131,7 @@ def test_fault_03_engine_process_dies_on_the_other_machine(machines: tuple[Machi
     head, worker = first.node(f"{STACK}-engine"), second.node(f"{STACK}-worker")
     began = time.monotonic()
     docker.from_env().containers.run(
-        "engineroom-test:ray", ["-KILL", "-f", "VLLM::Worker"], entrypoint="pkill", user="0:0",
+        IMAGE, ["-KILL", "-f", "VLLM::Worker"], entrypoint="pkill", user="0:0",
         pid_mode=f"container:{worker.container.id}", cap_add=["KILL"], remove=True,
     )  # fmt: skip
     worker.wait_for(r"ERROR \[launch\]", 30)
