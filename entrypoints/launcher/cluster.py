@@ -12,7 +12,7 @@ from typing import Protocol
 
 from launcher import network, processes, raynode
 from launcher.engines import ENGINES
-from launcher.errors import LaunchError, Refused, StartTimeout, Unavailable
+from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.peers import Channel, Hub, Member, Message, Peer, join
 from launcher.plan import Cluster, LaunchPlan
 
@@ -54,6 +54,10 @@ class Supervisor(Protocol):
 
     def end(self, cause: str) -> None:
         """The head has ended on request: so does this node."""
+        ...
+
+    def ending(self) -> None:
+        """The head has begun to stop."""
         ...
 
     def phase(self, word: str) -> None:
@@ -99,8 +103,10 @@ class Node:
             if child.wait(RAY_SECONDS) and child.status == 0:
                 essential = processes.named(raynode.ESSENTIAL)
                 supervisor.guard(essential)
-                if "raylet" not in essential.values() or (head is None and "gcs_server" not in essential.values()):
-                    raise Unavailable("Ray has started on this node, and its processes are gone already.")
+                self.leash = processes.leash()
+                wanted = raynode.ESSENTIAL[0 if head is None else 1 :]
+                if not set(wanted) <= set(essential.values()) or any(not os.path.exists(f"/proc/{pid}") for pid in list(essential)):
+                    raise EngineDied("Ray has started on this node, and its processes are gone already.")
                 self.say(f"Ray runs on {self.address.ip} after {time.monotonic() - began:.1f} s")
                 return
             output = child.output()
@@ -157,7 +163,9 @@ class Head(Node):
         return _lost(silent) if silent else None
 
     def stopping(self) -> bool:
-        """Whether this node must wait for the head before it ends: it is the head."""
+        """Tell the workers that the end begins. Whether to wait for the head: this is the head."""
+        if hasattr(self, "hub"):
+            self.hub.tell({"say": "stopping"})
         return False
 
     def _hear(self, supervisor: Supervisor, peer: Peer, message: Message) -> None:
@@ -202,11 +210,13 @@ class Worker(Node):
         head = str(member.welcome["ip"])
         self.say(f"node {member.rank} of {cluster.nodes} at {self.address.ip} on {self.address.interface} ({self.address.why})")
         ray = cluster.executor == "ray"
-        if not ray or member.welcome.get("ray"):
+        joined = not ray or bool(member.welcome.get("ray"))
+        if joined:
             self._join(supervisor, member, head)
         for message in member.messages():
             word = message.get("say")
-            if word == "ray":
+            if word == "ray" and not joined:
+                joined = True
                 self._join(supervisor, member, head)
             elif word == "complete":
                 self.complete = True
@@ -218,7 +228,12 @@ class Worker(Node):
 
     def _join(self, supervisor: Supervisor, member: Member, head: str) -> None:
         if self.cluster.executor == "ray":
-            self.start_ray(supervisor, head)
+            try:
+                self.start_ray(supervisor, head)
+            except StartTimeout:
+                if member.deaf:
+                    raise Unavailable(f"the head at {member.ip} went while Ray started here") from None
+                raise
         member.tell({"say": "joined"})
 
     def follow(self, supervisor: Supervisor) -> None:
@@ -229,6 +244,8 @@ class Worker(Node):
             if word == "ready":
                 supervisor.phase("worker ready")
                 self.say("the head is ready")
+            elif word == "stopping":
+                supervisor.ending()
             elif word == "end" and message.get("asked"):
                 supervisor.end("the head has stopped on request")
                 return

@@ -62,7 +62,9 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
         raise Refused(f"{said} needs {tp * pp} GPUs, and there are {devices}. Lower them, or unset both.")
     heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
     if isinstance(heads, int) and heads % tp:
-        fits = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0 and size <= devices and (nodes == 1 or devices % size == 0))
+        fits = ", ".join(
+            str(size) for size in range(1, heads + 1) if heads % size == 0 and size <= devices and (nodes == 1 or devices % size == 0)
+        )
         raise Refused(f"The model has {heads} attention heads, which {tp} GPUs cannot share evenly. Set LAUNCH_TP to one of {fits}.")
     if isinstance(layers, int) and pp > layers:
         raise Refused(

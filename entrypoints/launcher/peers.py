@@ -173,7 +173,7 @@ class Hub:
 
     def state(self) -> str:
         """Who is there and who is not: "have 1 of 2 nodes, 4 of 8 GPUs; missing node 1 (never seen)"."""
-        here = [peer for peer in self.peers.values() if peer.joined]
+        here = [peer for peer in list(self.peers.values()) if peer.joined]
         text = f"have {1 + len(here)} of {self.nodes} nodes"
         if self.gpus:
             text += f", {self.gpus + sum(min(peer.gpus, self.gpus) for peer in here)} of {self.gpus * self.nodes} GPUs"
@@ -324,6 +324,7 @@ class Member:
         """Connected and welcomed; `ip` is where the head was found."""
         self.line, self.welcome, self.ip, self.silence = line, welcome, ip, silence
         self.rank = int(welcome["rank"])
+        self.deaf = False
         self.closed = False
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -340,9 +341,11 @@ class Member:
                 yield message
 
     def tell(self, message: Message) -> None:
-        """Say something to the head; whether it still listens shows elsewhere."""
-        with contextlib.suppress(OSError):
+        """Say something to the head, or note that it takes nothing any more; a beat finds that out within seconds."""
+        try:
             self.line.send(message)
+        except OSError:
+            self.deaf = True
 
     def close(self, cause: str = "") -> None:
         """Hang up, with a last word if there is one."""

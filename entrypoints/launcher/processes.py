@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import time
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -27,7 +28,7 @@ def kill_descendants() -> None:
     deadline = time.monotonic() + 5
     while (pids := _descendants()) and time.monotonic() < deadline:
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
@@ -41,6 +42,15 @@ def named(names: tuple[str, ...]) -> dict[int, str]:
             if name in names:
                 found[pid] = name
     return found
+
+
+def leash() -> subprocess.Popen[bytes]:
+    """Have all processes that are below this one now killed when it has gone, however that was: its end closes a pipe.
+
+    For daemons, which the kernel does not kill with us as it does our children. Keep the result as long as it is to hold.
+    """
+    line = f"read -r _; kill -9 {' '.join(map(str, _descendants()))}"
+    return subprocess.Popen(["/bin/sh", "-c", line], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _descendants() -> list[int]:

@@ -86,6 +86,12 @@ class Child:
             self.pump.start()
         self.started.set()
 
+    def send(self, number: signal.Signals) -> None:
+        """In the main thread, which reaps: Popen.send_signal() may reap by itself, and then `status` would stay unset for ever."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
     def wait(self, seconds: float) -> bool:
         """Whether it has ended within so many seconds."""
         return self.ended.wait(seconds)
@@ -93,7 +99,7 @@ class Child:
     def output(self) -> str:
         """Its last lines, indented."""
         self.pump.join(timeout=2)
-        return "\n".join(f"  | {line.decode('utf-8', 'replace').rstrip()}" for line in self.tail) or "  | (nothing)"
+        return "\n".join(f"  | {line.decode('utf-8', 'replace').rstrip()}" for line in list(self.tail)) or "  | (nothing)"
 
     def _pump(self, stream: IO[bytes]) -> None:
         """Pass the output on, and keep its last lines."""
@@ -136,6 +142,7 @@ class Supervisor:
         self.terminated = False  # the engine has had its SIGTERM
         self.killed = False  # or worse, and from us
         self.announced = False
+        self.patience = HEAD_FIRST
 
     def run(self) -> int:
         """See `run` above."""
@@ -148,12 +155,16 @@ class Supervisor:
         except OSError as error:
             raise Refused(f"{self.state.path} cannot be written ({error.strerror}): set TMPDIR to a folder that can.") from None
         threading.Thread(target=self._work, daemon=True).start()
+        asked = False
         try:
             self._loop()
             found = self._verdict()
+            asked = True
         finally:
             if self.node:
-                self.node.close("it was stopped", asked=True)  # no more than a farewell when a cause was given before
+                self.node.close(
+                    "it was stopped" if asked else "its launcher failed", asked=asked
+                )  # no more than a farewell when a cause was given before
             kill_descendants()
         self.phase("stopped" if self.plan.serves else "worker stopped")
         if found:
@@ -165,8 +176,10 @@ class Supervisor:
         """What went wrong, if anything did; the other nodes hear of it first, before they notice it by its consequences."""
         status = self.engine.status if self.engine else None
         uninvited = status is not None and not (self.terminated or self.killed)
-        if uninvited and not self.plan.serves and not self.failure:
-            time.sleep(HEAD_FIRST)  # a follower's engine often dies of the head's end, and the head knows why
+        if uninvited and not self.plan.serves and status != -signal.SIGKILL:
+            deadline = time.monotonic() + self.patience  # a follower's engine often dies of the head's end, and the head knows why
+            while not (self.failure or self.over) and time.monotonic() < deadline:
+                time.sleep(TICK)
             uninvited = not (self.over or self.stops)
         found: LaunchError | None = None
         if self.failure and not self.stops:
@@ -223,6 +236,10 @@ class Supervisor:
         """There is nothing left to wait for, and that is as it should be."""
         self.over = self.over or cause
 
+    def ending(self) -> None:
+        """The head has begun to stop: the end of a follower's engine is its doing."""
+        self.patience = STOP_GRACE + WORKER_GRACE
+
     def phase(self, word: str) -> None:
         """Write the state; a full or vanished folder must not end a server."""
         with contextlib.suppress(OSError):
@@ -240,7 +257,7 @@ class Supervisor:
                 if not child.error:
                     self.children[child.process.pid] = child
             self._reap()
-            if self.over or (self.engine and self.engine.status is not None) or (self.killed and not self.engine):
+            if self.over or (self.engine and self.engine.status is not None) or self.killed:
                 if self.over:
                     say(f"{self.over}: ending this node")
                 return
@@ -256,8 +273,11 @@ class Supervisor:
                 self.over = self.over or "the head has ended"
             if self.failure and not self.stopping:
                 say(f"{self.failure} Ending this node.")
-                self._kill()
+                self.killed = True  # run() kills, once the other nodes have been told why
                 return
+            if self.failure and self.plan.serves and not (self.terminated or self.killed):
+                say(f"{self.failure} What still runs cannot finish.")
+                self._kill()
             if self.stopping and self.plan.serves and self.engine and not self.terminated and self._drained():
                 self.kill_at = time.monotonic() + STOP_GRACE
                 self._terminate(self.engine)
@@ -268,7 +288,7 @@ class Supervisor:
     def _on_signal(self, number: signal.Signals) -> None:
         if number in FORWARD:
             if self.engine:
-                self.engine.process.send_signal(number)
+                self.engine.send(number)
         elif number in STOP:
             self.stops += 1
             if self.stops == 1 and not self.stopping:
@@ -313,7 +333,7 @@ class Supervisor:
 
     def _terminate(self, engine: Child) -> None:
         self.terminated = True
-        engine.process.send_signal(signal.SIGTERM)
+        engine.send(signal.SIGTERM)
 
     def _reap(self) -> None:
         """Collect every child that has ended, ours or inherited."""

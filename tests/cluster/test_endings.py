@@ -42,6 +42,7 @@ def test_nothing_is_left(stack: Stack) -> None:
     endings: tuple[Callable[[], None], ...] = (
         lambda: head.kill("gcs_server"),
         lambda: stop(worker),
+        lambda: worker.kill("launch"),
         lambda: stop(head),
     )
     for number, end in enumerate(endings):
@@ -52,6 +53,7 @@ def test_nothing_is_left(stack: Stack) -> None:
         end()
         for node in (head, worker):
             said(node, number, "exit ")
+            time.sleep(1)  # whose launcher was killed, its leash acts
             assert ours(node) == []
 
 

@@ -49,6 +49,14 @@ def test_fault_28_29_any_user_read_only_no_capabilities(hardened: Server) -> Non
     assert "<think>" not in thought + answer
 
 
+def test_log_probabilities(hardened: Server) -> None:
+    """They are computed by a function that torch would compile, and there is no compiler: the server answers and goes on."""
+    with hardened.post("/v1/completions", {"model": "demo-r1", "prompt": "1", "max_tokens": 2, "logprobs": 2}) as response:
+        assert json.load(response)["choices"][0]["logprobs"]["token_logprobs"]
+    with hardened.post("/v1/completions", {"model": "demo-r1", "prompt": "1", "max_tokens": 1}) as response:
+        assert response.status == 200
+
+
 def test_curl_streams_thought_then_answer(hardened: Server) -> None:
     """The plain stream holds thought deltas first and answer deltas after them."""
     with hardened.post("/v1/chat/completions", {**ADDITION, "stream": True}) as response:
