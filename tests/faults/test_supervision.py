@@ -150,6 +150,19 @@ def test_fault_09_sigterm_while_loading(launch: Launch, ignores: str) -> None:
     assert launched.exit_code(10) == 0
 
 
+@pytest.mark.fault(9)
+def test_fault_09_sigterm_to_every_process_at_once(launch: Launch) -> None:
+    """As `scancel` does it: an engine that dies in the same instant is reaped like any other, and the end is the requested one."""
+    for _ in range(6):
+        launched = launch(STUB_LOADS="60", STUB_DIES_OF_TERM="1")
+        launched.wait_for("stub: argv")
+        engine = launched.engine_pid()
+        launched.stop()
+        os.kill(engine, signal.SIGTERM)
+
+        assert launched.exit_code(10) == 0
+
+
 @pytest.mark.fault(10)
 def test_fault_10_second_sigterm(launch: Launch) -> None:
     """A second SIGTERM kills at once."""
