@@ -113,9 +113,8 @@ class Node:
             processes.kill_descendants()
             if "AuthToken" in output or "AuthenticationError" in output:
                 raise Refused(f"Ray refuses the cluster's token; give every node the same LAUNCH_CLUSTER_TOKEN.\nIts last words:\n{output}")
-            self.say(
-                f"Ray did not start in {time.monotonic() - began:.0f} s, try {number} of {raynode.START_TRIES}: {output.splitlines()[-1:]}"
-            )
+            last = output.splitlines()[-1].strip(" |")
+            self.say(f"Ray did not start in {time.monotonic() - began:.0f} s, try {number} of {raynode.START_TRIES}: {last}")
         raise StartTimeout(
             f"Ray did not start on this node in {raynode.START_TRIES} tries. A machine that is too busy is the usual cause: Ray gives itself 30 s.\n"
             f"Its last words:\n{output}"
@@ -175,9 +174,7 @@ class Head(Node):
     def _lost(self, supervisor: Supervisor, peer: Peer, cause: str) -> None:
         self.say(f"{peer} is lost: {cause}")
         if self.hub.complete:
-            supervisor.fail(
-                Unavailable(f"The stack has lost {peer}: {cause}. Every node of it ends, so that it can be started again as a whole.")
-            )
+            supervisor.fail(_lost(f"{peer}: {cause}"))
 
 
 class Worker(Node):

@@ -161,10 +161,8 @@ class Supervisor:
             found = self._verdict()
             asked = True
         finally:
-            if self.node:
-                self.node.close(
-                    "it was stopped" if asked else "its launcher failed", asked=asked
-                )  # no more than a farewell when a cause was given before
+            if self.node:  # no more than a farewell when a cause was given before
+                self.node.close("it was stopped" if asked else "its launcher failed", asked=asked)
             kill_descendants()
         self.phase("stopped" if self.plan.serves else "worker stopped")
         if found:

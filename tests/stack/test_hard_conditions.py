@@ -51,7 +51,7 @@ class Checkout:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The host tool in a process group of its own, with both outputs in one pipe."""
         return subprocess.Popen(
-            [ROOT / ".venv/bin/engineroom", *arguments],
+            ["env", "--default-signal=INT", ROOT / ".venv/bin/engineroom", *arguments],  # a background job would ignore it
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
