@@ -39,7 +39,7 @@ def test_fault_12_head_absent(stack: Stack, head: str, why: str) -> None:
 @pytest.mark.fault(14)
 def test_fault_14_ray_slower_than_its_own_limit(stack: Stack) -> None:
     """On a machine so busy that Ray gives up, the launcher tries again and says so; once there is time, it starts."""
-    head = stack.start("head", options={"nano_cpus": 50_000_000})
+    head = stack.start("head", options={"nano_cpus": 100_000_000})
     head.wait_for("Ray did not start in .* s, try 1 of 3", 150)
     head.container.update(cpu_quota=-1)
     head.wait_for("Ray runs on", 90)
