@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from engineroom.errors import CannotBuild, CatalogError, UnknownName
+from launcher import fit, tensors
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -108,14 +109,21 @@ class Layer(Row):
 
 
 class Gpu(Row):
-    """Hardware facts of one kind of GPU."""
+    """Hardware facts of one kind of GPU. `usable_gib` is what CUDA reports for each of `memory_gib`: the rest is the driver's and the ECC's."""
 
     title: str
     compute_capability: int
     memory_gib: tuple[int, ...]
+    usable_gib: tuple[float, ...]
     precisions: tuple[Precision, ...]
     note: str = ""
     source: Reason
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if len(self.memory_gib) != len(self.usable_gib):
+            raise ValueError("memory_gib and usable_gib must have the same length")
+        return self
 
 
 class Upstream(Row):
@@ -124,6 +132,17 @@ class Upstream(Row):
     image: str
     weighs: str
     source: Annotated[str, StringConstraints(pattern=r"^https://")]
+
+
+class Memory(Row):
+    """How a release deals a GPU's memory out: see launcher.fit.Engine. `fixed_mib` is what its process takes beside weights and steps."""
+
+    share: Literal["all", "held", "left"]
+    fraction: float = Field(gt=0, le=1)
+    tokens: int = Field(ge=0)
+    seqs: int = Field(gt=0)
+    fixed_mib: int = Field(ge=0)
+    source: Reason
 
 
 class Release(Row):
@@ -142,6 +161,7 @@ class Release(Row):
     cuda: str = ""
     min_driver: str = ""
     capabilities: tuple[int, ...]
+    memory: Memory | None = None
     layers: tuple[Layer, ...] = ()
     apt: tuple[Packages, ...] = ()
     leave_out: tuple[LeaveOut, ...] = ()
@@ -170,24 +190,45 @@ class Sampling(Row):
     top_p: float = 1.0
 
 
+class Accuracy(Row):
+    """What a precision costs: a test's score with this model, and with the model that it was made from, in percent."""
+
+    test: str
+    score: float
+    before: float
+
+
 class Model(Row):
-    """Checkpoint facts. `bytes` on disk; `head_dim` of a KV head (latent size for MLA)."""
+    """Checkpoint facts. `config` holds those fields of its config.json that say how large its tensors are; `bytes` is its size on disk.
+
+    `accuracy` compares it with the model in `before`, the precision that it was made from.
+    """
 
     title: str
     hub: str
     revision: str = ""
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
     parameters: int
     bytes: int
     precision: Precision
-    context: int
     reasoning: str = ""
     sampling: Sampling
     source: Reason
+    config: dict[str, Any]
+    accuracy: tuple[Accuracy, ...] = ()
+    accuracy_source: str = ""
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> Self:
+        if fit.shape(self.config) is None or not tensors.of_config(self.config):
+            raise ValueError(f"config: the sizes of its tensors do not follow from it; known model_type: {', '.join(tensors.SHAPES)}")
+        return self
+
+    @property
+    def shape(self) -> fit.Shape:
+        """Layers, heads and what else memory depends on."""
+        found = fit.shape(self.config)
+        assert found, "checked when the row was read"  # noqa: S101 - for the type checker
+        return found
 
 
 class Image(Row):
@@ -215,6 +256,7 @@ class ImpossibleImage(Row):
 class Stack(Row):
     """A model served by an image on `nodes` nodes of `gpus` GPUs each. Sizes in tokens, times in seconds.
 
+    `gpu` is the kind and memory that it was planned for: `v100-32`.
     `tp` is the tensor parallel size, the GPUs of a node unless given; a node without GPUs counts as one device.
     """
 
@@ -223,6 +265,7 @@ class Stack(Row):
     model: Name
     nodes: int = Field(default=1, ge=1)
     gpus: int = Field(ge=0)
+    gpu: str = ""
     tp: int | None = Field(default=None, ge=1)
     max_model_len: int = Field(gt=0)
     max_seqs: int | None = None
@@ -409,11 +452,15 @@ class Catalog:
     def _check_stack(self, where: str, stack: Stack) -> None:
         image = _known(self.images, stack.image, f"{where}.image")
         model = _known(self.models, stack.model, f"{where}.model")
-        if stack.max_model_len > model.context:
-            raise CatalogError(f"{where}.max_model_len: {stack.max_model_len} is more than the {model.context} tokens of {stack.model}.")
-        if model.heads % stack.tensor_parallel:
+        kind, _, gib = stack.gpu.rpartition("-")
+        if stack.gpus and not (kind in image.gpus and gib.isdigit() and int(gib) in self.gpus[kind].memory_gib):
+            known = ", ".join(f"{name}-{size}" for name in image.gpus for size in self.gpus[name].memory_gib)
+            raise CatalogError(f"{where}.gpu: {stack.gpu!r} is none of {known}, which {stack.image} is for.")
+        if stack.max_model_len > model.shape.context:
+            raise CatalogError(f"{where}.max_model_len: {stack.max_model_len} is more than the {model.shape.context} tokens of {stack.model}.")
+        if model.shape.heads % stack.tensor_parallel:
             field = "tp" if stack.tp else "gpus"
-            raise CatalogError(f"{where}.{field}: {model.heads} attention heads do not divide by {stack.tensor_parallel}.")
+            raise CatalogError(f"{where}.{field}: {model.shape.heads} attention heads do not divide by {stack.tensor_parallel}.")
         if stack.nodes > 1 and not self.release_of(stack.image).executors:
             raise CatalogError(
                 f"{where}.nodes: {image.engine} has no `executors` in images/engines.toml: it is not started over several nodes."

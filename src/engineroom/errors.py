@@ -30,6 +30,12 @@ class UnknownName(EngineRoomError):
         super().__init__(f"There is no {kind} {name!r}. {hint}Known: {', '.join(known)}.")
 
 
+class BadRequest(EngineRoomError):
+    """What was asked for is not understood, or cannot be."""
+
+    exit_code = 2
+
+
 class CannotBuild(EngineRoomError):
     """The name is known, and known not to work."""
 

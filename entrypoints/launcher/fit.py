@@ -1,0 +1,268 @@
+"""What every GPU of a stack must hold to serve a model, and what is left for the KV cache. Sizes in bytes, contexts in tokens.
+
+Weights and KV cache are counted exactly. What the engine needs beside them is estimated: see `activations`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, Final, NamedTuple
+
+from launcher.safetensors import Tensor
+from launcher.tensors import is_linear, size
+
+GIB: Final = 2**30
+BLOCK = 16  # tokens that vLLM's KV cache is given out by; SGLang's and TensorRT-LLM's blocks are no larger than 64
+STEP = 1024  # contexts are proposed in such steps
+
+
+class Shape(NamedTuple):
+    """A model as far as memory depends on it.
+
+    `windows` has the attention window of every layer, 0 for the whole context; `latent` is the size of a compressed key and value (MLA),
+    0 without; `routed` how many experts compute a token, 0 without.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    latent: int
+    windows: tuple[int, ...]
+    vocabulary: int
+    inner: int
+    routed: int
+    routed_inner: int
+    context: int
+
+
+class Engine(NamedTuple):
+    """How an engine release deals memory out.
+
+    `share` says what `fraction` is a share of: `all` memory, activations included (vLLM); `held`, for weights and cache (SGLang); `left`, of
+    what weights and activations leave (TensorRT-LLM). `tokens` and `seqs` are what a step takes at most, unless set; `tokens` 0 means the
+    whole context. `fixed` is what the process takes beside all that.
+    """
+
+    share: str
+    fraction: float
+    tokens: int
+    seqs: int
+    fixed: int
+
+
+class Layout(NamedTuple):
+    """How the model is cut and held.
+
+    `weights` is how linear weights are held: as `stored`, `fp8` or `half`; `cache` is the bytes of a cached number.
+    """
+
+    tp: int
+    pp: int
+    weights: str = "stored"
+    cache: int = 2
+
+
+class Limits(NamedTuple):
+    """What is set: the longest context in tokens, and requests at once; 0 is not set."""
+
+    context: int = 0
+    seqs: int = 0
+
+
+UNLIMITED: Final = Limits()
+
+
+class Stage(NamedTuple):
+    """One GPU of a pipeline stage: what it holds, what is left for the cache, and the cache by token and, for layers with a window, by request."""
+
+    weights: int
+    activations: int
+    free: int
+    token: int
+    request: int
+
+
+class Fit(NamedTuple):
+    """What a layout leaves.
+
+    `budget` is what the engine may use of a GPU; `tokens` fit in the cache altogether; `context` is the longest request, at most the
+    model's or the limit that was set; a negative `free` of a stage is what is missing there.
+    """
+
+    budget: int
+    stages: tuple[Stage, ...]
+    tokens: int
+    context: int
+
+    def requests(self, context: int) -> int:
+        """How many requests of so many tokens fit at once."""
+        return max(min(stage.free // (context * stage.token + stage.request or 1) for stage in self.stages), 0)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the fullest GPU lacks, before the first token is cached; 0 if it lacks none."""
+        return max(-min(stage.free for stage in self.stages), 0)
+
+
+def shape(config: Mapping[str, Any]) -> Shape | None:
+    """The shape that a config.json gives; None when it leaves out what is needed. Names as in transformers."""
+    text = config.get("text_config") or config
+    try:
+        layers, hidden, heads = (int(text[name]) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        return Shape(
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=int(text.get("head_dim") or hidden // heads),
+            latent=int(text["kv_lora_rank"]) + int(text["qk_rope_head_dim"]) if text.get("kv_lora_rank") else 0,
+            windows=tuple(_windows(text, layers)),
+            vocabulary=int(text["vocab_size"]),
+            inner=int(text["intermediate_size"]),
+            routed=int(text.get("num_experts_per_tok") or 0),
+            routed_inner=int(text.get("moe_intermediate_size") or text["intermediate_size"]),
+            context=int(text["max_position_embeddings"]),
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _windows(config: Mapping[str, Any], layers: int) -> list[int]:
+    """The attention window of every layer, as transformers reads these fields; 0 is the whole context."""
+    window = config.get("sliding_window") or 0
+    kinds = config.get("layer_types")
+    if kinds:
+        return [window if kind == "sliding_attention" else 0 for kind in kinds]
+    if not config.get("use_sliding_window", config.get("model_type") == "mistral"):
+        return [0] * layers
+    first = config.get("max_window_layers", 0)
+    return [window if layer >= first else 0 for layer in range(layers)]
+
+
+def split(layers: int, stages: int) -> list[int]:
+    """Layers of each pipeline stage: as equal as can be; what is over goes to the stages before the last, which has the output layer.
+
+    Source: get_pp_indices in vllm/distributed/utils.py, the same from 0.8.5 to 0.25.1.
+    """
+    counts = [layers // stages] * stages
+    for over in range(layers % stages):
+        counts[-(over + 2) % stages] += 1
+    return counts
+
+
+def weights(tensors: Sequence[Tensor], model: Shape, layout: Layout) -> list[int]:
+    """Bytes of the weights on one GPU of each stage. Draft layers are not loaded."""
+    counts = split(model.layers, layout.pp)
+    stage_of = [stage for stage, count in enumerate(counts) for _ in range(count)]
+    held = [0.0] * layout.pp
+    tied = not any(tensor.name.startswith("lm_head") for tensor in tensors)
+    for tensor in tensors:
+        bytes_here = _held(tensor, layout.weights) * _share(tensor, model, layout.tp)
+        layer = layer_of(tensor.name)
+        if layer is None:
+            ends = {0, layout.pp - 1} if tied and "embed_tokens" in tensor.name else {0 if "embed" in tensor.name else layout.pp - 1}
+            for stage in ends:
+                held[stage] += bytes_here
+        elif layer < model.layers:
+            held[stage_of[layer]] += bytes_here
+    return [round(stage) for stage in held]
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to: `model.layers.7.mlp.…` is 7; None for what is outside of the layers."""
+    front, found, rest = name.partition("layers.")
+    number = rest.partition(".")[0]
+    return int(number) if found and number.isdigit() and not front.startswith("vision") else None
+
+
+def _held(tensor: Tensor, how: str) -> int:
+    """Bytes of a tensor in the engine: weights in 32 bits are cast to 16; linear ones may be quantised while they load, or widened."""
+    if how == "fp8" and is_linear(tensor.name) and tensor.dtype in ("BF16", "F16", "F32"):
+        return prod(tensor.shape)
+    if how == "half" and tensor.dtype.startswith("F8"):
+        return 2 * prod(tensor.shape)
+    if tensor.dtype == "F32" and len(tensor.shape) > 1 and "scale" not in tensor.name:
+        return 2 * prod(tensor.shape)
+    return size(tensor)
+
+
+def _share(tensor: Tensor, model: Shape, tp: int) -> float:
+    """The part of a tensor that one of `tp` GPUs holds.
+
+    Column-parallel layers are cut with their biases, row-parallel ones without; norms, routers and the first half of latent attention
+    are on every GPU, and a key or value head is on several where there are fewer of them than GPUs.
+    """
+    name = tensor.name
+    if "_a_proj" in name or ".gate.weight" in name or "norm" in name:
+        return 1.0
+    if ".k_proj" in name or ".v_proj" in name:
+        return max(1 / tp, 1 / model.kv_heads)
+    if len(tensor.shape) == 1 and not any(part in name for part in (".q_proj", ".gate_proj", ".up_proj", "qkv", "gate_up")):
+        return 1.0
+    return 1 / tp
+
+
+def cache(model: Shape, layout: Layout) -> list[tuple[int, int]]:
+    """Bytes of the KV cache on one GPU of each stage: by token, and by request for layers with a window.
+
+    A latent cache is the same on every tensor-parallel GPU. Source: https://arxiv.org/abs/2405.04434, section 2.1.
+    """
+    numbers = model.latent or 2 * max(model.kv_heads // layout.tp, 1) * model.head_dim
+    found, start = [], 0
+    for count in split(model.layers, layout.pp):
+        windows = model.windows[start : start + count]
+        start += count
+        found.append((numbers * layout.cache * windows.count(0), numbers * layout.cache * sum(windows)))
+    return found
+
+
+def activations(model: Shape, layout: Layout, tokens: int, seqs: int) -> int:
+    """Estimated peak of what one GPU holds for a moment while it computes `tokens` tokens of `seqs` requests, in 16 bits."""
+    inner = model.inner if not model.routed else max(model.inner, model.routed * model.routed_inner)
+    layer = tokens * 2 * (3 * model.hidden + 3 * inner // layout.tp)
+    logits = seqs * model.vocabulary * 10
+    return max(layer, logits)
+
+
+def tensor_parallel(model: Shape, gpus: int, nodes: int) -> int:
+    """The most GPUs of a node that can share each layer: they divide the attention heads and, over several nodes, the GPUs."""
+    return max(size for size in range(1, max(gpus, 1) + 1) if model.heads % size == 0 and (nodes == 1 or gpus % size == 0))
+
+
+def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine, memory: int, limits: Limits = UNLIMITED) -> Fit:
+    """What GPUs of `memory` bytes each, as CUDA reports them, hold of a model in this layout.
+
+    An engine that takes a prompt in one step (`tokens` 0) pays for a longer context with its activations: then the longest that leaves
+    room for itself is looked for.
+    """
+    held, cached = weights(tensors, model, layout), cache(model, layout)
+
+    def at(longest: int) -> Fit:
+        step = engine.tokens or longest
+        working = activations(model, layout, step, min(limits.seqs or engine.seqs, step)) + engine.fixed
+        stages = tuple(
+            Stage(here, working, _free(engine, memory, here, working), token, request)
+            for here, (token, request) in zip(held, cached, strict=True)
+        )
+        tokens = max(min((stage.free - stage.request) // (stage.token or 1) for stage in stages), 0) // BLOCK * BLOCK
+        return Fit(memory if engine.share == "left" else int(memory * engine.fraction), stages, tokens, min(longest, tokens))
+
+    longest = min(limits.context or model.context, model.context)
+    if engine.tokens or limits.context:
+        return at(longest)
+    steps = range(STEP, longest + 1, STEP)
+    return at(steps[max(bisect_left(steps, True, key=lambda context: at(context).context < context) - 1, 0)]) if steps else at(longest)
+
+
+def _free(engine: Engine, memory: int, held: int, working: int) -> int:
+    """Bytes for the cache; negative when weights and activations alone are too much."""
+    left = memory - held - working
+    if engine.share == "all":
+        return int(memory * engine.fraction) - held - working
+    if engine.share == "held":
+        return min(int(memory * engine.fraction) - held, left)
+    return int(left * engine.fraction) if left > 0 else left

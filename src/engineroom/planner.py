@@ -1,0 +1,227 @@
+"""Will it fit? What a model takes on these GPUs, what is left for contexts, and the smallest layout that works. Needs no GPU and no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from math import ceil, prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engineroom import resolve
+from engineroom.catalog import Catalog, Gpu, Model
+from engineroom.errors import BadRequest, UnknownName
+from launcher import fit, safetensors, tensors
+from launcher.errors import LaunchError
+
+GPUS_A_NODE = 8
+MOST_NODES = 8
+USEFUL_CONTEXT = 8192  # tokens: a thought of a reasoning model and its answer; less is no use of it
+GPU = re.compile(r"(?P<kind>[a-z0-9.]+?)(?:-(?P<gib>\d+))?(?::(?P<count>\d+))?")
+BITS = {"half": 2, "bfloat16": 2, "auto": 2}
+NAMES = {"auto": "16 bits", "half": "float16", "bfloat16": "bfloat16", "fp8-weights": "FP8 weights", "fp8": "FP8", "fp4": "FP4"}
+
+
+class Machines(NamedTuple):
+    """GPUs of one kind: `count` in each of `nodes` nodes; `memory` is the bytes that CUDA reports for one, `gib` what it is sold as."""
+
+    kind: str
+    gib: int
+    memory: int
+    count: int
+    nodes: int
+
+    def __str__(self) -> str:
+        """`2 nodes of 4 × V100-32GB`."""
+        where = f"{self.nodes} nodes of " if self.nodes > 1 else ""
+        return f"{where}{self.count} × {self.kind.upper()}-{self.gib}GB"
+
+
+class Checkpoint(NamedTuple):
+    """A model to plan for: of the catalog, or in a folder. `precision` is how its files hold the weights."""
+
+    name: str
+    title: str
+    precision: str
+    shape: fit.Shape
+    tensors: tuple[safetensors.Tensor, ...]
+    row: Model | None
+
+
+class Plan(NamedTuple):
+    """One model on one layout. `wanted` is the context that was asked for; `image` is empty where none of ours serves it, and `why_not` says why."""
+
+    checkpoint: Checkpoint
+    machines: Machines
+    image: str
+    why_not: str
+    precision: str
+    layout: fit.Layout
+    found: fit.Fit
+    wanted: int
+
+    @property
+    def works(self) -> bool:
+        """Whether the weights and the wanted context fit, in an image of ours."""
+        return bool(self.image) and self.found.context >= self.wanted
+
+    @property
+    def serves(self) -> bool:
+        """Whether it serves contexts that are of use, if not the wanted one."""
+        return bool(self.image) and self.found.context >= min(self.wanted, USEFUL_CONTEXT)
+
+
+def machines(catalog: Catalog, text: str, nodes: int = 1) -> Machines:
+    """GPUs as people write them: `v100`, `v100:8`, `a100-80:2`. Without a size, the largest. Raises BadRequest or UnknownName."""
+    found = GPU.fullmatch(text.lower())
+    kinds = {name: gpu for name, gpu in catalog.gpus.items() if gpu.memory_gib}
+    if not found or int(found["count"] or 1) < 1:
+        raise BadRequest(f"--gpu {text} is not understood. Write KIND:COUNT or KIND-GIB:COUNT, for example a100-80:2.")
+    if found["kind"] not in kinds:
+        raise UnknownName("GPU", found["kind"], kinds)
+    gpu = kinds[found["kind"]]
+    gib = int(found["gib"] or max(gpu.memory_gib))
+    if gib not in gpu.memory_gib:
+        raise BadRequest(f"There is no {gpu.title} of {gib} GiB; there are {', '.join(map(str, gpu.memory_gib))}.")
+    return Machines(found["kind"], gib, _usable(gpu, gib), int(found["count"] or 1), nodes)
+
+
+def _usable(gpu: Gpu, gib: int) -> int:
+    return int(gpu.usable_gib[gpu.memory_gib.index(gib)] * fit.GIB)
+
+
+def checkpoint(catalog: Catalog, name: str) -> Checkpoint:
+    """A model of the catalog by name or hub id, or one in a folder, of which config.json and the safetensors headers are read.
+
+    Raises UnknownName, and BadRequest for a folder that cannot be planned for.
+    """
+    row = catalog.models.get(name) or next((model for model in catalog.models.values() if model.hub == name), None)
+    if row:
+        return Checkpoint(name, row.title, row.precision, row.shape, tuple(tensors.of_config(row.config)), row)
+    if not Path(name).is_dir():
+        raise UnknownName("model (or folder)", name, catalog.models)
+    try:
+        config = json.loads(Path(name, "config.json").read_text())
+        found = tuple(safetensors.in_folder(name)) or tuple(tensors.of_config(config))
+    except OSError as error:
+        raise BadRequest(f"{error.filename} cannot be read: {error.strerror}. A model's folder has a config.json.") from None
+    except ValueError as error:
+        raise BadRequest(f"{name}/config.json is no JSON: {error}.") from None
+    except LaunchError as error:
+        raise BadRequest(str(error)) from None
+    shape = fit.shape(config) if isinstance(config, dict) else None
+    if not shape or not found:
+        raise BadRequest(f"{name}: neither its config.json nor safetensors files say how large its layers are.")
+    return Checkpoint(name, Path(name).resolve().name, _stored(found), shape, found, None)
+
+
+def _stored(found: Sequence[safetensors.Tensor]) -> str:
+    """The precision that most of a checkpoint's bytes are in."""
+    by_type: dict[str, int] = {}
+    for tensor in found:
+        by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensors.size(tensor)
+    return {"F8_E4M3": "fp8", "F16": "half"}.get(max(by_type, key=lambda kind: by_type[kind]), "bfloat16")
+
+
+def make(
+    catalog: Catalog, model: Checkpoint, on: Machines, *, precision: str = "", image: str = "", context: int = 0, seqs: int = 0, tp: int = 0
+) -> Plan:
+    """Plan a model for these GPUs. `precision`, `image`, `context`, `seqs` and `tp` are taken as they are where given.
+
+    Raises BadRequest for a precision that these weights cannot be held in, and for a tensor parallel size that cannot be.
+    """
+    held = precision or model.precision
+    image, why_not = (image, "") if image else _image(catalog, model, on, held)
+    release = catalog.release_of(image or next(iter(_images_for(catalog, on.kind)), "cpu"))
+    memory = release.memory
+    engine = fit.Engine(memory.share, memory.fraction, memory.tokens, memory.seqs, memory.fixed_mib * 2**20) if memory else GENERIC
+    layout = _layout(model, on, held, tp)
+    found = fit.fit(model.tensors, model.shape, layout, engine, on.memory, fit.Limits(context, seqs))
+    kept = catalog.images[image].precision if image and not _is_16_bits(held) else _16_bits(catalog, on) if _is_16_bits(held) else held
+    return Plan(model, on, image, why_not, kept, layout, found, context or min(USEFUL_CONTEXT, model.shape.context))
+
+
+GENERIC = fit.Engine("all", 0.9, 8192, 256, 2**30)  # for GPUs that no image of ours is for
+
+
+def of_stack(catalog: Catalog, name: str) -> Plan:
+    """The plan of a stack's row. Raises UnknownName, CannotBuild, or BadRequest for a stack without GPUs."""
+    stack = catalog.stack(name)
+    if not stack.gpu:
+        raise BadRequest(f"{name} runs on CPUs: its cache takes what VLLM_CPU_KVCACHE_SPACE says, in GiB. Plan a stack with GPUs.")
+    on = machines(catalog, f"{stack.gpu}:{stack.gpus}", stack.nodes)
+    quantised = next((str(setting.value) for setting in stack.args if setting.flag == "quantization"), "")
+    return make(
+        catalog,
+        checkpoint(catalog, stack.model),
+        on,
+        precision=quantised,
+        image=stack.image,
+        context=stack.max_model_len,
+        seqs=stack.max_seqs or 0,
+        tp=stack.tensor_parallel,
+    )
+
+
+def smallest(catalog: Catalog, model: Checkpoint, kind: str, gib: int, *, precision: str = "", context: int = 0) -> Plan | None:
+    """The fewest GPUs of this kind that serve the model, up to eight nodes of eight; None where none do."""
+    memory = _usable(catalog.gpus[kind], gib)
+    for count, nodes in _sizes():
+        found = make(catalog, model, Machines(kind, gib, memory, count, nodes), precision=precision, context=context)
+        if found.works:
+            return found
+        if not found.image and nodes == 1:
+            return None
+    return None
+
+
+def _sizes() -> Iterator[tuple[int, int]]:
+    """GPUs a node and nodes, from small to large, as machines are sold."""
+    yield from ((count, 1) for count in (1, 2, 4, GPUS_A_NODE))
+    yield from ((GPUS_A_NODE, nodes) for nodes in range(2, MOST_NODES + 1))
+
+
+def _is_16_bits(precision: str) -> bool:
+    return precision in ("auto", "half", "bfloat16")
+
+
+def _16_bits(catalog: Catalog, on: Machines) -> str:
+    return "bfloat16" if "bfloat16" in catalog.gpus[on.kind].precisions else "half"
+
+
+def _images_for(catalog: Catalog, kind: str) -> list[str]:
+    return [name for name, image in catalog.images.items() if kind in image.gpus]
+
+
+def _image(catalog: Catalog, model: Checkpoint, on: Machines, held: str) -> tuple[str, str]:
+    """The image that serves weights held like this on these GPUs; or none, and why."""
+    gpu, images = catalog.gpus[on.kind], _images_for(catalog, on.kind)
+    if _is_16_bits(held):
+        images = [name for name in images if catalog.images[name].precision != "fp4"]  # an FP8 image serves 16 bits as well
+    else:
+        images = [name for name in images if catalog.images[name].precision.startswith(held)]
+    if not images:
+        rules = (rule.reason for rule in catalog.impossible_images.values() if rule.gpu == on.kind and rule.precision == held)
+        return "", next(rules, f"No image of ours serves {NAMES[held]} on a {gpu.title}, which has {', '.join(NAMES[p] for p in gpu.precisions)}.")
+    if on.nodes > 1:
+        images = [name for name in images if catalog.release_of(name).executors]
+    return (images[0], "") if images else ("", f"No image of ours for a {gpu.title} goes over several nodes.")
+
+
+def _layout(model: Checkpoint, on: Machines, held: str, tp: int) -> fit.Layout:
+    """How the model is cut and held. Raises BadRequest."""
+    if held == "fp4" and model.precision != "fp4":
+        raise BadRequest(f"{model.title} has no FP4 weights, and no engine makes them while it loads. Plan a checkpoint that has them.")
+    weights = "stored"
+    if held == "fp8" and _is_16_bits(model.precision):
+        weights = "fp8"
+    elif _is_16_bits(held) and not _is_16_bits(model.precision):
+        weights = "half"
+    devices = on.count * on.nodes
+    tp = tp or fit.tensor_parallel(model.shape, on.count, on.nodes)
+    if model.shape.heads % tp or (on.nodes > 1 and devices % tp):
+        raise BadRequest(f"Tensor parallel {tp} does not divide {model.shape.heads} attention heads and {devices} GPUs.")
+    quantised = (model.row.config.get("quantization_config") or {}) if model.row else {}
+    cache = 1 if quantised.get("kv_cache_quant_algo") == "FP8" else 2
+    return fit.Layout(tp, max(devices // tp, 1) if on.nodes > 1 else 1, weights, cache)
