@@ -233,7 +233,7 @@ def tensor_parallel(model: Shape, gpus: int, nodes: int) -> int:
     return max(size for size in range(1, max(gpus, 1) + 1) if model.heads % size == 0 and (nodes == 1 or gpus % size == 0))
 
 
-def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine, memory: int, limits: Limits = UNLIMITED) -> Fit:
+def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine, memory: int, limits: Limits = UNLIMITED) -> Fit:  # noqa: PLR0917 - a formula of six figures
     """What GPUs of `memory` bytes each, as CUDA reports them, hold of a model in this layout.
 
     An engine that takes a prompt in one step (`tokens` 0) pays for a longer context with its activations: then the longest that leaves

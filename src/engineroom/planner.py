@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from math import ceil, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engineroom import resolve
 from engineroom.catalog import Catalog, Gpu, Model
 from engineroom.errors import BadRequest, UnknownName
 from launcher import fit, safetensors, tensors
@@ -17,25 +15,30 @@ from launcher.errors import LaunchError
 
 GPUS_A_NODE = 8
 MOST_NODES = 8
+DOES_NOT_FIT = 78  # exit status
 USEFUL_CONTEXT = 8192  # tokens: a thought of a reasoning model and its answer; less is no use of it
 GPU = re.compile(r"(?P<kind>[a-z0-9.]+?)(?:-(?P<gib>\d+))?(?::(?P<count>\d+))?")
-BITS = {"half": 2, "bfloat16": 2, "auto": 2}
 NAMES = {"auto": "16 bits", "half": "float16", "bfloat16": "bfloat16", "fp8-weights": "FP8 weights", "fp8": "FP8", "fp4": "FP4"}
 
 
 class Machines(NamedTuple):
-    """GPUs of one kind: `count` in each of `nodes` nodes; `memory` is the bytes that CUDA reports for one, `gib` what it is sold as."""
+    """GPUs of one kind: `gpus` in each of `nodes` nodes; `memory` is the bytes that CUDA reports for one, `gib` what it is sold as."""
 
     kind: str
     gib: int
     memory: int
-    count: int
+    gpus: int
     nodes: int
 
+    @property
+    def devices(self) -> int:
+        """All GPUs."""
+        return self.gpus * self.nodes
+
     def __str__(self) -> str:
-        """`2 nodes of 4 × V100-32GB`."""
+        """For people: 2 nodes of 4 x V100-32GB."""
         where = f"{self.nodes} nodes of " if self.nodes > 1 else ""
-        return f"{where}{self.count} × {self.kind.upper()}-{self.gib}GB"
+        return f"{where}{self.gpus} x {self.kind.upper()}-{self.gib}GB"
 
 
 class Checkpoint(NamedTuple):
@@ -50,12 +53,17 @@ class Checkpoint(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One model on one layout. `wanted` is the context that was asked for; `image` is empty where none of ours serves it, and `why_not` says why."""
+    """One model on one layout.
+
+    `held` is the precision that was asked for, or the checkpoint's; `precision` what it is on this GPU. `wanted` is the context that was
+    asked for. `image` is empty where none of ours serves it, and `why_not` says why.
+    """
 
     checkpoint: Checkpoint
     machines: Machines
     image: str
     why_not: str
+    held: str
     precision: str
     layout: fit.Layout
     found: fit.Fit
@@ -132,14 +140,17 @@ def make(
     Raises BadRequest for a precision that these weights cannot be held in, and for a tensor parallel size that cannot be.
     """
     held = precision or model.precision
-    image, why_not = (image, "") if image else _image(catalog, model, on, held)
+    image, why_not = (image, "") if image else _image(catalog, on, held)
     release = catalog.release_of(image or next(iter(_images_for(catalog, on.kind)), "cpu"))
     memory = release.memory
     engine = fit.Engine(memory.share, memory.fraction, memory.tokens, memory.seqs, memory.fixed_mib * 2**20) if memory else GENERIC
     layout = _layout(model, on, held, tp)
     found = fit.fit(model.tensors, model.shape, layout, engine, on.memory, fit.Limits(context, seqs))
-    kept = catalog.images[image].precision if image and not _is_16_bits(held) else _16_bits(catalog, on) if _is_16_bits(held) else held
-    return Plan(model, on, image, why_not, kept, layout, found, context or min(USEFUL_CONTEXT, model.shape.context))
+    if _is_16_bits(held):
+        real = "bfloat16" if "bfloat16" in catalog.gpus[on.kind].precisions else "half"
+    else:
+        real = catalog.images[image].precision if image else held
+    return Plan(model, on, image, why_not, held, real, layout, found, context or min(USEFUL_CONTEXT, model.shape.context))
 
 
 GENERIC = fit.Engine("all", 0.9, 8192, 256, 2**30)  # for GPUs that no image of ours is for
@@ -164,6 +175,34 @@ def of_stack(catalog: Catalog, name: str) -> Plan:
     )
 
 
+def of_request(catalog: Catalog, model: str, gpus: str, *, nodes: int = 1, precision: str = "", context: int = 0, seqs: int = 0) -> Plan:
+    """The plan of a model, by name or folder, on GPUs as people write them. Raises UnknownName or BadRequest."""
+    on = machines(catalog, gpus, nodes)
+    return make(catalog, checkpoint(catalog, model), on, precision=precision, context=context, seqs=seqs)
+
+
+def for_gpus(catalog: Catalog, gpus: str, *, nodes: int = 1, precision: str = "", **wanted: Any) -> list[Plan]:
+    """What these GPUs can run: the models of the catalog that an image for them serves. Raises UnknownName or BadRequest."""
+    on = machines(catalog, gpus, nodes)
+    models = [checkpoint(catalog, name) for name in catalog.models]
+    found = [make(catalog, model, on, precision=precision, **wanted) for model in models if precision != "fp4" or model.precision == "fp4"]
+    return [plan for plan in found if plan.image] or found
+
+
+def for_model(catalog: Catalog, model: str, *, precision: str = "", context: int = 0, **_: Any) -> list[Plan]:
+    """What a model needs: of each kind of GPU the fewest that serve it, where any do. Raises UnknownName or BadRequest."""
+    found = checkpoint(catalog, model)
+    kinds = [(kind, gib) for kind, gpu in catalog.gpus.items() for gib in gpu.memory_gib]
+    plans = (smallest(catalog, found, kind, gib, precision=precision, context=context) for kind, gib in kinds)
+    return [plan for plan in plans if plan]
+
+
+def smallest_like(catalog: Catalog, plan: Plan) -> Plan | None:
+    """The fewest GPUs of the same kind that do what a plan wanted."""
+    on = plan.machines
+    return smallest(catalog, plan.checkpoint, on.kind, on.gib, precision=plan.held, context=plan.wanted)
+
+
 def smallest(catalog: Catalog, model: Checkpoint, kind: str, gib: int, *, precision: str = "", context: int = 0) -> Plan | None:
     """The fewest GPUs of this kind that serve the model, up to eight nodes of eight; None where none do."""
     memory = _usable(catalog.gpus[kind], gib)
@@ -186,15 +225,11 @@ def _is_16_bits(precision: str) -> bool:
     return precision in ("auto", "half", "bfloat16")
 
 
-def _16_bits(catalog: Catalog, on: Machines) -> str:
-    return "bfloat16" if "bfloat16" in catalog.gpus[on.kind].precisions else "half"
-
-
 def _images_for(catalog: Catalog, kind: str) -> list[str]:
     return [name for name, image in catalog.images.items() if kind in image.gpus]
 
 
-def _image(catalog: Catalog, model: Checkpoint, on: Machines, held: str) -> tuple[str, str]:
+def _image(catalog: Catalog, on: Machines, held: str) -> tuple[str, str]:
     """The image that serves weights held like this on these GPUs; or none, and why."""
     gpu, images = catalog.gpus[on.kind], _images_for(catalog, on.kind)
     if _is_16_bits(held):
@@ -203,7 +238,9 @@ def _image(catalog: Catalog, model: Checkpoint, on: Machines, held: str) -> tupl
         images = [name for name in images if catalog.images[name].precision.startswith(held)]
     if not images:
         rules = (rule.reason for rule in catalog.impossible_images.values() if rule.gpu == on.kind and rule.precision == held)
-        return "", next(rules, f"No image of ours serves {NAMES[held]} on a {gpu.title}, which has {', '.join(NAMES[p] for p in gpu.precisions)}.")
+        return "", next(
+            rules, f"No image of ours serves {NAMES[held]} on a {gpu.title}, which has {', '.join(NAMES[p] for p in gpu.precisions)}."
+        )
     if on.nodes > 1:
         images = [name for name in images if catalog.release_of(name).executors]
     return (images[0], "") if images else ("", f"No image of ours for a {gpu.title} goes over several nodes.")
@@ -218,8 +255,8 @@ def _layout(model: Checkpoint, on: Machines, held: str, tp: int) -> fit.Layout:
         weights = "fp8"
     elif _is_16_bits(held) and not _is_16_bits(model.precision):
         weights = "half"
-    devices = on.count * on.nodes
-    tp = tp or fit.tensor_parallel(model.shape, on.count, on.nodes)
+    devices = on.devices
+    tp = tp or fit.tensor_parallel(model.shape, on.gpus, on.nodes)
     if model.shape.heads % tp or (on.nodes > 1 and devices % tp):
         raise BadRequest(f"Tensor parallel {tp} does not divide {model.shape.heads} attention heads and {devices} GPUs.")
     quantised = (model.row.config.get("quantization_config") or {}) if model.row else {}
