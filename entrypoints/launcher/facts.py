@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from launcher.engines import ENGINES
 from launcher.errors import Refused
 
 
 class ImageFacts(NamedTuple):
-    """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first."""
+    """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first.
+
+    `memory` is how the release deals a GPU's memory out (launcher.fit.Engine), None where it has none.
+    """
 
     image: str
     engine: str
@@ -26,6 +29,7 @@ class ImageFacts(NamedTuple):
     model_name: str
     args: Mapping[str, bool | int | float | str]
     env: Mapping[str, str]
+    memory: Mapping[str, Any] | None = None
 
 
 def load(path: str) -> ImageFacts:

@@ -14,7 +14,9 @@ from launcher.safetensors import Tensor
 from launcher.tensors import is_linear, size
 
 GIB: Final = 2**30
+MIB: Final = 2**20
 BLOCK = 16  # tokens that vLLM's KV cache is given out by; SGLang's and TensorRT-LLM's blocks are no larger than 64
+WIDENED_TOKENS = 65_536  # the workspace of chunked prefill with latent attention: vllm/v1/attention/backends/mla/common.py
 STEP = 1024  # contexts are proposed in such steps
 
 
@@ -31,6 +33,7 @@ class Shape(NamedTuple):
     kv_heads: int
     head_dim: int
     latent: int
+    latent_head: int
     windows: tuple[int, ...]
     vocabulary: int
     inner: int
@@ -44,14 +47,34 @@ class Engine(NamedTuple):
 
     `share` says what `fraction` is a share of: `all` memory, activations included (vLLM); `held`, for weights and cache (SGLang); `left`, of
     what weights and activations leave (TensorRT-LLM). `tokens` and `seqs` are what a step takes at most, unless set; `tokens` 0 means the
-    whole context. `fixed` is what the process takes beside all that.
+    whole context. `fixed` is what the process takes beside all that, and `graphs` its CUDA graphs, where the release counts them; `logit` is
+    the bytes that its sampler takes for a number of the vocabulary and a request.
     """
 
     share: str
     fraction: float
     tokens: int
     seqs: int
+    logit: float
     fixed: int
+    graphs: int = 0
+
+
+# What engines call these, without dashes and underscores.
+FRACTION = ("gpumemoryutilization", "memfractionstatic", "freegpumemoryfraction", "kvcachefreegpumemoryfraction")
+TOKENS = ("maxnumbatchedtokens", "chunkedprefillsize", "maxnumtokens")
+NO_GRAPHS = ("enforceeager", "disablecudagraph")
+
+
+def engine(memory: Mapping[str, Any], args: Mapping[str, object]) -> Engine:
+    """How a release deals memory out, with what its flags change of it. `memory` is the release's row in engines.toml. Raises ValueError."""
+    flags = {name.replace("-", "").replace("_", ""): value for name, value in args.items()}
+    fraction = next((flags[name] for name in FRACTION if name in flags), memory["fraction"])
+    tokens = next((flags[name] for name in TOKENS if name in flags), memory["tokens"])
+    eager = any(str(flags.get(name, False)).lower() == "true" for name in NO_GRAPHS)
+    graphs = 0 if eager else memory["graphs_mib"] * MIB
+    limits = (float(str(fraction)), int(str(tokens)), int(memory["seqs"]))
+    return Engine(memory["share"], *limits, memory["logit_bytes"], memory["fixed_mib"] * MIB, graphs)
 
 
 class Layout(NamedTuple):
@@ -120,6 +143,9 @@ def shape(config: Mapping[str, Any]) -> Shape | None:
             kv_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=int(text.get("head_dim") or hidden // heads),
             latent=int(text["kv_lora_rank"]) + int(text["qk_rope_head_dim"]) if text.get("kv_lora_rank") else 0,
+            latent_head=2 * int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"]) + int(text["v_head_dim"])
+            if text.get("kv_lora_rank")
+            else 0,
             windows=tuple(_windows(text, layers)),
             vocabulary=int(text["vocab_size"]),
             inner=int(text["intermediate_size"]),
@@ -180,7 +206,17 @@ def layer_of(name: str) -> int | None:
 
 
 def _held(tensor: Tensor, how: str) -> int:
-    """Bytes of a tensor in the engine: weights in 32 bits are cast to 16; linear ones may be quantised while they load, or widened."""
+    """Bytes of a tensor in the engine: weights in 32 bits are cast to 16; linear ones may be quantised while they load, or widened.
+
+    The second half of latent attention's keys and values is held twice, once more in 16 bits for decoding (W_UK and W_UV in vLLM's
+    vllm/v1/attention/backends/mla/common.py; SGLang does the same).
+    """
+    if tensor.name.endswith("kv_b_proj.weight"):
+        return _in_engine(tensor, how) + 2 * prod(tensor.shape)
+    return _in_engine(tensor, how)
+
+
+def _in_engine(tensor: Tensor, how: str) -> int:
     if how == "fp8" and is_linear(tensor.name) and tensor.dtype in ("BF16", "F16", "F32"):
         return prod(tensor.shape)
     if how == "half" and tensor.dtype.startswith("F8"):
@@ -220,12 +256,18 @@ def cache(model: Shape, layout: Layout) -> list[tuple[int, int]]:
     return found
 
 
-def activations(model: Shape, layout: Layout, tokens: int, seqs: int) -> int:
-    """Estimated peak of what one GPU holds for a moment while it computes `tokens` tokens of `seqs` requests, in 16 bits."""
-    inner = model.inner if not model.routed else max(model.inner, model.routed * model.routed_inner)
-    layer = tokens * 2 * (3 * model.hidden + 3 * inner // layout.tp)
-    logits = seqs * model.vocabulary * 10
-    return max(layer, logits)
+def activations(model: Shape, layout: Layout, engine: Engine, tokens: int, seqs: int) -> int:
+    """Estimated peak of what one GPU holds for a moment while it computes `tokens` tokens of `seqs` requests, in 16 bits.
+
+    The largest of three: a layer (gate, up and their product beside four hidden states; with experts, every expert's answer), the
+    sampler's work on the logits, and the CUDA graphs where the release counts them. Latent attention widens the context that it reads,
+    64 Ki tokens at a time. Held against logs and measurements: tests/data/memory.toml.
+    """
+    layer = 2 * tokens * (4 * model.hidden + 3 * model.inner // layout.tp)
+    routed = 2 * tokens * model.routed * max(model.hidden, 2 * model.routed_inner // layout.tp)
+    logits = int(seqs * model.vocabulary * engine.logit)
+    widened = 2 * WIDENED_TOKENS * model.latent_head * model.heads // layout.tp
+    return max(layer + routed, logits, engine.graphs) + widened
 
 
 def tensor_parallel(model: Shape, gpus: int, nodes: int) -> int:
@@ -243,7 +285,7 @@ def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine,
 
     def at(longest: int) -> Fit:
         step = engine.tokens or longest
-        working = activations(model, layout, step, min(limits.seqs or engine.seqs, step)) + engine.fixed
+        working = activations(model, layout, engine, step, min(limits.seqs or engine.seqs, step)) + engine.fixed
         stages = tuple(
             Stage(here, working, _free(engine, memory, here, working), token, request)
             for here, (token, request) in zip(held, cached, strict=True)

@@ -135,13 +135,15 @@ class Upstream(Row):
 
 
 class Memory(Row):
-    """How a release deals a GPU's memory out: see launcher.fit.Engine. `fixed_mib` is what its process takes beside weights and steps."""
+    """How a release deals a GPU's memory out: see launcher.fit.Engine."""
 
     share: Literal["all", "held", "left"]
     fraction: float = Field(gt=0, le=1)
     tokens: int = Field(ge=0)
     seqs: int = Field(gt=0)
+    logit_bytes: float = Field(gt=0)
     fixed_mib: int = Field(ge=0)
+    graphs_mib: int = Field(default=0, ge=0)
     source: Reason
 
 
@@ -256,7 +258,7 @@ class ImpossibleImage(Row):
 class Stack(Row):
     """A model served by an image on `nodes` nodes of `gpus` GPUs each. Sizes in tokens, times in seconds.
 
-    `gpu` is the kind and memory that it was planned for: `v100-32`.
+    `gpu` is the kind and memory that it was planned for: `v100-32`; `fp8_cache` says that its settings keep the KV cache in 8 bits.
     `tp` is the tensor parallel size, the GPUs of a node unless given; a node without GPUs counts as one device.
     """
 
@@ -266,6 +268,7 @@ class Stack(Row):
     nodes: int = Field(default=1, ge=1)
     gpus: int = Field(ge=0)
     gpu: str = ""
+    fp8_cache: bool = False
     tp: int | None = Field(default=None, ge=1)
     max_model_len: int = Field(gt=0)
     max_seqs: int | None = None
@@ -457,7 +460,9 @@ class Catalog:
             known = ", ".join(f"{name}-{size}" for name in image.gpus for size in self.gpus[name].memory_gib)
             raise CatalogError(f"{where}.gpu: {stack.gpu!r} is none of {known}, which {stack.image} is for.")
         if stack.max_model_len > model.shape.context:
-            raise CatalogError(f"{where}.max_model_len: {stack.max_model_len} is more than the {model.shape.context} tokens of {stack.model}.")
+            raise CatalogError(
+                f"{where}.max_model_len: {stack.max_model_len} is more than the {model.shape.context} tokens of {stack.model}."
+            )
         if model.shape.heads % stack.tensor_parallel:
             field = "tp" if stack.tp else "gpus"
             raise CatalogError(f"{where}.{field}: {model.shape.heads} attention heads do not divide by {stack.tensor_parallel}.")

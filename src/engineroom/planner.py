@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
-from engineroom.catalog import Catalog, Gpu, Model
+from engineroom.catalog import Catalog, Gpu, Memory, Model
 from engineroom.errors import BadRequest, UnknownName
 from launcher import fit, safetensors, tensors
 from launcher.errors import LaunchError
@@ -17,6 +18,7 @@ GPUS_A_NODE = 8
 MOST_NODES = 8
 DOES_NOT_FIT = 78  # exit status
 USEFUL_CONTEXT = 8192  # tokens: a thought of a reasoning model and its answer; less is no use of it
+GENERIC = Memory(share="all", fraction=0.9, tokens=8192, seqs=256, logit_bytes=38, fixed_mib=1024, source="no image of ours: a guess")
 GPU = re.compile(r"(?P<kind>[a-z0-9.]+?)(?:-(?P<gib>\d+))?(?::(?P<count>\d+))?")
 NAMES = {"auto": "16 bits", "half": "float16", "bfloat16": "bfloat16", "fp8-weights": "FP8 weights", "fp8": "FP8", "fp4": "FP4"}
 
@@ -132,28 +134,32 @@ def _stored(found: Sequence[safetensors.Tensor]) -> str:
     return {"F8_E4M3": "fp8", "F16": "half"}.get(max(by_type, key=lambda kind: by_type[kind]), "bfloat16")
 
 
-def make(
-    catalog: Catalog, model: Checkpoint, on: Machines, *, precision: str = "", image: str = "", context: int = 0, seqs: int = 0, tp: int = 0
-) -> Plan:
-    """Plan a model for these GPUs. `precision`, `image`, `context`, `seqs` and `tp` are taken as they are where given.
+class Wanted(NamedTuple):
+    """What is asked of a plan: a precision to hold the weights in, an image, tokens of context, requests at once, a tensor parallel size,
+    flags of the engine. Empty and 0 leave it to the plan."""
 
-    Raises BadRequest for a precision that these weights cannot be held in, and for a tensor parallel size that cannot be.
-    """
-    held = precision or model.precision
-    image, why_not = (image, "") if image else _image(catalog, on, held)
-    release = catalog.release_of(image or next(iter(_images_for(catalog, on.kind)), "cpu"))
-    memory = release.memory
-    engine = fit.Engine(memory.share, memory.fraction, memory.tokens, memory.seqs, memory.fixed_mib * 2**20) if memory else GENERIC
-    layout = _layout(model, on, held, tp)
-    found = fit.fit(model.tensors, model.shape, layout, engine, on.memory, fit.Limits(context, seqs))
+    precision: str = ""
+    image: str = ""
+    context: int = 0
+    seqs: int = 0
+    tp: int = 0
+    args: Mapping[str, object] = MappingProxyType({})
+
+
+def make(catalog: Catalog, model: Checkpoint, on: Machines, wanted: Wanted) -> Plan:
+    """Plan a model for these GPUs. Raises BadRequest for a precision or a tensor parallel size that cannot be."""
+    held = wanted.precision or model.precision
+    image, why_not = (wanted.image, "") if wanted.image else _image(catalog, on, held)
+    known = image or next(iter(_images_for(catalog, on.kind)), "")
+    memory = catalog.release_of(known).memory if known else None
+    engine = fit.engine((memory or GENERIC).model_dump(), wanted.args)
+    layout = _layout(model, on, held, wanted)
+    found = fit.fit(model.tensors, model.shape, layout, engine, on.memory, fit.Limits(wanted.context, wanted.seqs))
     if _is_16_bits(held):
         real = "bfloat16" if "bfloat16" in catalog.gpus[on.kind].precisions else "half"
     else:
         real = catalog.images[image].precision if image else held
-    return Plan(model, on, image, why_not, held, real, layout, found, context or min(USEFUL_CONTEXT, model.shape.context))
-
-
-GENERIC = fit.Engine("all", 0.9, 8192, 256, 2**30)  # for GPUs that no image of ours is for
+    return Plan(model, on, image, why_not, held, real, layout, found, wanted.context or min(USEFUL_CONTEXT, model.shape.context))
 
 
 def of_stack(catalog: Catalog, name: str) -> Plan:
@@ -162,52 +168,51 @@ def of_stack(catalog: Catalog, name: str) -> Plan:
     if not stack.gpu:
         raise BadRequest(f"{name} runs on CPUs: its cache takes what VLLM_CPU_KVCACHE_SPACE says, in GiB. Plan a stack with GPUs.")
     on = machines(catalog, f"{stack.gpu}:{stack.gpus}", stack.nodes)
-    quantised = next((str(setting.value) for setting in stack.args if setting.flag == "quantization"), "")
-    return make(
-        catalog,
-        checkpoint(catalog, stack.model),
-        on,
-        precision=quantised,
+    args = {setting.flag: setting.value for setting in (*catalog.images[stack.image].args, *stack.args)}
+    if stack.fp8_cache:
+        args["kv-cache-dtype"] = "fp8"
+    wanted = Wanted(
+        precision=str(args.get("quantization", "")),
         image=stack.image,
         context=stack.max_model_len,
         seqs=stack.max_seqs or 0,
         tp=stack.tensor_parallel,
+        args=args,
     )
+    return make(catalog, checkpoint(catalog, stack.model), on, wanted)
 
 
-def of_request(catalog: Catalog, model: str, gpus: str, *, nodes: int = 1, precision: str = "", context: int = 0, seqs: int = 0) -> Plan:
+def of_request(catalog: Catalog, model: str, gpus: str, nodes: int, wanted: Wanted) -> Plan:
     """The plan of a model, by name or folder, on GPUs as people write them. Raises UnknownName or BadRequest."""
-    on = machines(catalog, gpus, nodes)
-    return make(catalog, checkpoint(catalog, model), on, precision=precision, context=context, seqs=seqs)
+    return make(catalog, checkpoint(catalog, model), machines(catalog, gpus, nodes), wanted)
 
 
-def for_gpus(catalog: Catalog, gpus: str, *, nodes: int = 1, precision: str = "", **wanted: Any) -> list[Plan]:
+def for_gpus(catalog: Catalog, gpus: str, nodes: int, wanted: Wanted) -> list[Plan]:
     """What these GPUs can run: the models of the catalog that an image for them serves. Raises UnknownName or BadRequest."""
     on = machines(catalog, gpus, nodes)
     models = [checkpoint(catalog, name) for name in catalog.models]
-    found = [make(catalog, model, on, precision=precision, **wanted) for model in models if precision != "fp4" or model.precision == "fp4"]
+    found = [make(catalog, model, on, wanted) for model in models if wanted.precision != "fp4" or model.precision == "fp4"]
     return [plan for plan in found if plan.image] or found
 
 
-def for_model(catalog: Catalog, model: str, *, precision: str = "", context: int = 0, **_: Any) -> list[Plan]:
+def for_model(catalog: Catalog, model: str, wanted: Wanted) -> list[Plan]:
     """What a model needs: of each kind of GPU the fewest that serve it, where any do. Raises UnknownName or BadRequest."""
     found = checkpoint(catalog, model)
     kinds = [(kind, gib) for kind, gpu in catalog.gpus.items() for gib in gpu.memory_gib]
-    plans = (smallest(catalog, found, kind, gib, precision=precision, context=context) for kind, gib in kinds)
-    return [plan for plan in plans if plan]
+    return [plan for kind, gib in kinds if (plan := smallest(catalog, found, kind, gib, wanted))]
 
 
 def smallest_like(catalog: Catalog, plan: Plan) -> Plan | None:
     """The fewest GPUs of the same kind that do what a plan wanted."""
     on = plan.machines
-    return smallest(catalog, plan.checkpoint, on.kind, on.gib, precision=plan.held, context=plan.wanted)
+    return smallest(catalog, plan.checkpoint, on.kind, on.gib, Wanted(precision=plan.held, context=plan.wanted))
 
 
-def smallest(catalog: Catalog, model: Checkpoint, kind: str, gib: int, *, precision: str = "", context: int = 0) -> Plan | None:
+def smallest(catalog: Catalog, model: Checkpoint, kind: str, gib: int, wanted: Wanted) -> Plan | None:
     """The fewest GPUs of this kind that serve the model, up to eight nodes of eight; None where none do."""
     memory = _usable(catalog.gpus[kind], gib)
-    for count, nodes in _sizes():
-        found = make(catalog, model, Machines(kind, gib, memory, count, nodes), precision=precision, context=context)
+    for gpus, nodes in _sizes():
+        found = make(catalog, model, Machines(kind, gib, memory, gpus, nodes), wanted)
         if found.works:
             return found
         if not found.image and nodes == 1:
@@ -246,7 +251,7 @@ def _image(catalog: Catalog, on: Machines, held: str) -> tuple[str, str]:
     return (images[0], "") if images else ("", f"No image of ours for a {gpu.title} goes over several nodes.")
 
 
-def _layout(model: Checkpoint, on: Machines, held: str, tp: int) -> fit.Layout:
+def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted) -> fit.Layout:
     """How the model is cut and held. Raises BadRequest."""
     if held == "fp4" and model.precision != "fp4":
         raise BadRequest(f"{model.title} has no FP4 weights, and no engine makes them while it loads. Plan a checkpoint that has them.")
@@ -256,9 +261,8 @@ def _layout(model: Checkpoint, on: Machines, held: str, tp: int) -> fit.Layout:
     elif _is_16_bits(held) and not _is_16_bits(model.precision):
         weights = "half"
     devices = on.devices
-    tp = tp or fit.tensor_parallel(model.shape, on.gpus, on.nodes)
+    tp = wanted.tp or fit.tensor_parallel(model.shape, on.gpus, on.nodes)
     if model.shape.heads % tp or (on.nodes > 1 and devices % tp):
         raise BadRequest(f"Tensor parallel {tp} does not divide {model.shape.heads} attention heads and {devices} GPUs.")
-    quantised = (model.row.config.get("quantization_config") or {}) if model.row else {}
-    cache = 1 if quantised.get("kv_cache_quant_algo") == "FP8" else 2
+    cache = 1 if str(wanted.args.get("kv-cache-dtype")).startswith("fp8") else 2
     return fit.Layout(tp, max(devices // tp, 1) if on.nodes > 1 else 1, weights, cache)

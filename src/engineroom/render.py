@@ -23,6 +23,7 @@ def outputs(catalog: Catalog) -> dict[str, str]:
     """Every rendered file below the root with its text. Raises CatalogError when a template asks for what is not there."""
     found = {
         "images/bake.json": _json(resolve.bake(catalog)),
+        "entrypoints/launcher/models.json": _json(resolve.known_models(catalog)),
         "compose.yaml": _template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)}),
     }
     for name in catalog.images:

@@ -126,12 +126,19 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "gpus": {gpu: catalog.gpus[gpu].compute_capability for gpu in image.gpus},
         "cuda": release.cuda,
         "min_driver": release.min_driver,
+        "memory": release.memory.model_dump(exclude={"source"}) if release.memory else None,
         "executors": [executor.name for executor in release.executors],
         "model": model_folder(image.model) if image.model else "",
         "model_name": image.model or "",
         "args": args,
         "env": {variable.name: variable.value for variable in image.env},
     }
+
+
+def known_models(catalog: Catalog) -> dict[str, Any]:
+    """models.json: what the launcher knows of models of the hub before it has fetched them."""
+    models = (model for model in catalog.models.values() if not model.hub.startswith("/"))
+    return {model.hub: {"bytes": model.bytes, "config": model.config} for model in models}
 
 
 def apt_packages(release: Release) -> list[str]:
