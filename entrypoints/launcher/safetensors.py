@@ -50,9 +50,9 @@ def weight_map(path: str) -> dict[str, str]:
     except OSError as error:
         raise Refused(unreadable(path, error)) from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise Refused(f"{path} is no index of a model ({error or type(error).__name__}). {AGAIN}") from None
+        raise Refused(f"{path} is no index of a model ({error or type(error).__name__}).\n{AGAIN}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) and "\0" not in name for name in found.values()):
-        raise Refused(f"{path} is no index of a model: its weight_map does not name files. {AGAIN}")
+        raise Refused(f"{path} is no index of a model: its weight_map does not name files.\n{AGAIN}")
     return found
 
 
@@ -69,18 +69,18 @@ def checked_header(path: str) -> bytes:
                     f"{path} is a git-lfs pointer of {size} bytes and not the weights.\nFetch them in the model's folder: `git lfs pull`."
                 )
     except FileNotFoundError:
-        raise Refused(f"{path} is missing. {AGAIN}") from None
+        raise Refused(f"{path} is missing.\n{AGAIN}") from None
     except OSError as error:
         raise Refused(unreadable(path, error)) from None
     if size < 8 + min(length, LARGEST_HEADER):
-        raise Refused(f"{path} is truncated: it has {size} bytes, and its header alone is longer. {AGAIN}")
+        raise Refused(f"{path} is truncated: it has {size} bytes, and its header alone is longer.\n{AGAIN}")
     if not header.startswith(b"{"):
-        raise Refused(f"{path} is no safetensors file. {AGAIN}")
+        raise Refused(f"{path} is no safetensors file.\n{AGAIN}")
     wanted = 8 + length + max(map(int, ENDS.findall(header)), default=0)
     if size < wanted:
-        raise Refused(f"{path} is truncated: it has {size} of {wanted} bytes. {AGAIN}")
+        raise Refused(f"{path} is truncated: it has {size} of {wanted} bytes.\n{AGAIN}")
     if size > wanted:
-        raise Refused(f"{path} is damaged: it has {size} bytes, and its header accounts for {wanted}. {AGAIN}")
+        raise Refused(f"{path} is damaged: it has {size} bytes, and its header accounts for {wanted}.\n{AGAIN}")
     return header
 
 
@@ -90,7 +90,7 @@ def header(path: str) -> list[Tensor]:
         found = json.loads(checked_header(path))
         return [Tensor(name, tuple(one["shape"]), one["dtype"]) for name, one in found.items() if name != "__metadata__"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise Refused(f"{path} is damaged: its header cannot be read. {AGAIN}") from None
+        raise Refused(f"{path} is damaged: its header cannot be read.\n{AGAIN}") from None
 
 
 def in_folder(folder: str) -> list[Tensor]:
@@ -101,5 +101,3 @@ def in_folder(folder: str) -> list[Tensor]:
 def unreadable(path: str, error: OSError) -> str:
     """The sentence for a file that is there and cannot be read."""
     return f"{path} cannot be read by user {os.getuid()}: {error.strerror}.\nOn the host, `chmod -R a+rX` on the model's folder helps."
-
-
