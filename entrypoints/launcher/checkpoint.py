@@ -88,5 +88,5 @@ def listing(folder: str) -> str:
     try:
         names, most = sorted(os.listdir(folder)), 6
     except OSError as error:
-        return f"it cannot be listed by user {os.getuid()} ({error.strerror}; `chmod -R a+rX` on the host helps)."
+        return f"it cannot be listed by user {os.geteuid()} ({error.strerror}; `chmod -R a+rX` on the host helps)."
     return f"it holds {', '.join(names[:most])}{' …' if len(names) > most else ''}." if names else "it is empty."

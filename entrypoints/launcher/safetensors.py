@@ -100,4 +100,4 @@ def in_folder(folder: str) -> list[Tensor]:
 
 def unreadable(path: str, error: OSError) -> str:
     """The sentence for a file that is there and cannot be read."""
-    return f"{path} cannot be read by user {os.getuid()}: {error.strerror}.\nOn the host, `chmod -R a+rX` on the model's folder helps."
+    return f"{path} cannot be read by user {os.geteuid()}: {error.strerror}.\nOn the host, `chmod -R a+rX` on the model's folder helps."

@@ -160,7 +160,7 @@ def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "not text"
                 raise Refused(
-                    f"{name}_FILE names {path}, which cannot be read by user {os.getuid()}: {reason}{_owner(path)}.\n"
+                    f"{name}_FILE names {path}, which cannot be read by user {os.geteuid()}: {reason}{_owner(path)}.\n"
                     "Give the file to that user, for example `chmod 0444` on the host, or unset the variable."
                 ) from None
         value = value or env.get(OTHER_NAMES.get(name, ""), "").strip()

@@ -68,9 +68,14 @@ def images_for(facts: ImageFacts, capability: int) -> list[str]:
 
     def distance(name: str) -> tuple[bool, bool, str]:
         other = facts.siblings[name]
-        return other["engine"] != facts.engine, other["precision"].split("-")[0] != facts.precision.split("-")[0], name
+        return other["engine"] != facts.engine, bits(other["precision"]) != bits(facts.precision), name
 
     return sorted((name for name, other in facts.siblings.items() if capability in other["capabilities"]), key=distance)
+
+
+def bits(precision: str) -> str:
+    """What a precision keeps of a weight: `fp8` for fp8-weights as well, and one word for both kinds of 16 bits."""
+    return "16" if precision in ("half", "bfloat16") else precision.split("-", maxsplit=1)[0]
 
 
 def fitting(facts: ImageFacts, capability: int) -> str:

@@ -27,7 +27,9 @@ def shared_memory(case: Case) -> Check:
         "--ipc=host does as well."
     )
     if processes > 1 and found < SEVERAL_PROCESSES:
-        return refused(f"{hardware.SHM} has {gib(found)}, and {processes} processes that share a model here want {gib(SEVERAL_PROCESSES)}", fix)
+        return refused(
+            f"{hardware.SHM} has {gib(found)}, and {processes} processes that share a model here want {gib(SEVERAL_PROCESSES)}", fix
+        )
     ray = cluster is not None and cluster.executor == "ray"
     least = UNDER_RAY if ray else ONE_PROCESS_OF_MP if case.flag("distributed-executor-backend") == "mp" else 0
     if found < least:
@@ -40,9 +42,9 @@ def cache(case: Case) -> Check:
     cached = case.plan.cached
     folder = hub.cache(case.env) if cached else case.env.get("XDG_CACHE_HOME") or os.path.expanduser("~")
     there = _nearest(folder)
-    fix = f"Mount a volume that user {os.getuid()} may write: docker run -v NAME:/cache …; on the host, `chmod -R g+rwX` on its folder."
-    if not os.access(there, os.W_OK | os.X_OK):
-        text = f"{folder} cannot be written by user {os.getuid()}"
+    fix = f"Mount a volume that user {os.geteuid()} may write: docker run -v NAME:/cache …; on the host, `chmod -R g+rwX` on its folder."
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        text = f"{folder} cannot be written by user {os.geteuid()}"
         return refused(text, fix) if cached and cached.lacks else warning(f"{text}: compiled kernels are not kept", fix)
     if not cached or not cached.lacks:
         return SILENT

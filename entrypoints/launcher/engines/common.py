@@ -61,7 +61,7 @@ def flags(values: Mapping[str, object], *, off: str) -> list[str]:
 def flag_value(command: Sequence[str], *names: str) -> str:
     """The value of a flag on an engine's command line, under the last of these names; "true" or "false" for a switch, "" when absent."""
     found = ""
-    for argument, following in zip(command, [*command[1:], "--"], strict=True):
+    for argument, following in zip(command, [*command[1:], "--"], strict=False):
         name, equals, value = argument.lstrip("-").partition("=")
         name = name.replace("_", "-")
         if not argument.startswith("-"):
