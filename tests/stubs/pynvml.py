@@ -91,4 +91,6 @@ def nvmlDeviceGetMaxMigDeviceCount(handle):
 def nvmlDeviceGetMigDeviceHandleByIndex(handle, number):
     if number > 1:
         raise NVMLError(6)
-    return handle._replace(name=f"{handle.name} MIG", uuid=f"MIG-{number}{handle.uuid[4:]}", total=handle.total // 2, free=handle.free // 2, mig=False)
+    return handle._replace(
+        name=f"{handle.name} MIG", uuid=f"MIG-{number}{handle.uuid[4:]}", total=handle.total // 2, free=handle.free // 2, mig=False
+    )
