@@ -25,7 +25,7 @@ def examine(chosen: settings.Settings, facts: ImageFacts, env: Mapping[str, str]
         ("driver", gpus.driver(case)),
         ("memory", memory()),
         ("shared memory", machine.shared_memory(case)),
-        ("cache", machine.cache(case)),
+        ("cache", caches(env)),
         ("ports", machine.ports(case)),
         ("secrets", secrets),
         ("hub", reach(env)),
@@ -45,6 +45,12 @@ def memory() -> Check:
     """Memory and CPUs of this container."""
     limits = hardware.limits()
     return ok(f"{gib(limits.free)} of {gib(limits.memory)} free, {limits.cpus:g} CPUs")
+
+
+def caches(env: Mapping[str, str]) -> Check:
+    """Room and rights where models are kept."""
+    folder = hub.cache(env)
+    return machine.closed(folder) or ok(f"{gib(machine.free_bytes(folder))} free in {folder}")
 
 
 def read_secrets(env: Mapping[str, str]) -> tuple[Mapping[str, str], Check]:

@@ -163,7 +163,7 @@ def visible(devices: list[Device], env: Mapping[str, str]) -> list[Device]:
     """What CUDA_VISIBLE_DEVICES leaves, in its order: numbers, or UUIDs as far as they are unique; the list ends at the first wrong one.
 
     CUDA's numbers begin with the fastest GPU unless CUDA_DEVICE_ORDER is PCI_BUS_ID; which one it takes for the fastest is not
-    documented, and the compute capability stands in for it here. An entry that comes twice leaves nothing, as torch found out.
+    documented, and the compute capability stands in for it here. An entry that comes twice leaves nothing (torch/cuda/__init__.py knows it).
     Source: https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html
     """
     asked = env.get("CUDA_VISIBLE_DEVICES")

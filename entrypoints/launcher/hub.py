@@ -53,10 +53,10 @@ def cached(model: str, revision: str, env: Mapping[str, str]) -> Cached:
         with open(os.path.join(folder, "refs", revision), encoding="ascii") as file:
             commit = file.read().strip()
     except (OSError, ValueError):
-        commit = revision if COMMIT.fullmatch(revision) else ""
+        commit = revision
     snapshot = os.path.join(folder, "snapshots", commit)
-    if not commit or not os.path.isdir(snapshot):
-        return Cached("", commit, f"{model} is not in {cache(env)}")
+    if not COMMIT.fullmatch(commit) or not os.path.isdir(snapshot):
+        return Cached("", "", f"{model} is not in {cache(env)}")
     try:
         checkpoint.inspect(snapshot)
     except Refused as error:

@@ -384,13 +384,13 @@ def test_shared_memory_is_the_real_one() -> None:
 @pytest.mark.fault(31)
 def test_fault_31_no_room_for_a_download(start: Start, tmp_path: Path, hub: Hub) -> None:
     """Bytes needed and free are said before the download; what is there already counts."""
-    snapshot = cached_model(tmp_path / "hf", MODEL, shards=3)
+    snapshot = cached_model(tmp_path / "hf", "owner/model", shards=3)
     index = snapshot / "model.safetensors.index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "metadata": {"total_size": 1 << 60}}))
     (snapshot / "model-00002-of-00003.safetensors").unlink()
     here = sum(file.stat().st_size for file in snapshot.parents[1].glob("blobs/*"))
 
-    found = start("h200-fp8", "h200", model=MODEL, **hub.env)
+    found = start("h200-fp8", "h200", model="owner/model", **hub.env)
 
     assert found.checks["model"]["status"] == "ok"
     assert f"({(1 << 60) - here} bytes of {1 << 60}), and {tmp_path}/hf/hub has " in found.checks["cache"]["text"]

@@ -43,19 +43,14 @@ def conclude(found: Sequence[Check]) -> None:
     wrong = [check for check in found if check.status == "refused"]
     if not wrong:
         return
-    lines = [line for check in wrong for line in (check.text, *check.fix.splitlines())]
-    if len(wrong) > 1:
-        lines = [f"{len(wrong)} checks refuse this start.", *(line for check in wrong for line in numbered(check, wrong.index(check) + 1))]
+    texts = [f"{check.text}\n{check.fix}".rstrip() for check in wrong]
+    if len(texts) > 1:
+        items = [f"{number}. {text}".replace("\n", "\n   ") for number, text in enumerate(texts, 1)]
+        texts = [f"{len(texts)} checks refuse this start.", *items]
     if not any(check.hard for check in wrong):
-        lines.append("LAUNCH_CHECKS=warn starts all the same.")
+        texts.append("LAUNCH_CHECKS=warn starts all the same.")
     error = Refused if any(check.error is Refused for check in wrong) else wrong[0].error
-    raise error("\n".join(lines))
-
-
-def numbered(check: Check, number: int) -> list[str]:
-    """A refusal as lines of a list."""
-    first, *others = [*check.text.splitlines(), *check.fix.splitlines()]
-    return [f"{number}. {first}", *(f"   {line}" for line in others)]
+    raise error("\n".join(texts))
 
 
 def lines(found: Sequence[Check]) -> list[str]:

@@ -40,22 +40,38 @@ def shared_memory(case: Case) -> Check:
 def cache(case: Case) -> Check:
     """What has yet to be fetched finds room, and the folder of all caches can be written."""
     cached = case.plan.cached
-    folder = hub.cache(case.env) if cached else case.env.get("XDG_CACHE_HOME") or os.path.expanduser("~")
-    there = _nearest(folder)
-    fix = f"Mount a volume that user {os.geteuid()} may write: docker run -v NAME:/cache …; on the host, `chmod -R g+rwX` on its folder."
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
-        text = f"{folder} cannot be written by user {os.geteuid()}"
-        return refused(text, fix) if cached and cached.lacks else warning(f"{text}: compiled kernels are not kept", fix)
-    if not cached or not cached.lacks:
-        return SILENT
-    disk = os.statvfs(there)
-    free, whole = disk.f_bavail * disk.f_frsize, hub.bytes_whole(case.plan.model, cached.folder)
+    if cached and cached.lacks:
+        folder = hub.cache(case.env)
+        return closed(folder) or _room(case, folder, cached.folder)
+    folder = case.env.get("XDG_CACHE_HOME") or os.path.expanduser("~")
+    shut = closed(folder)
+    return warning(f"{shut.text}: compiled kernels are not kept", shut.fix) if shut else SILENT
+
+
+def closed(folder: str) -> Check | None:
+    """A refusal when this user may not write a folder, or make it."""
+    if os.access(_nearest(folder), os.W_OK | os.X_OK, effective_ids=True):
+        return None
+    user = os.geteuid()
+    fix = f"Mount a volume that user {user} may write: docker run -v NAME:/cache …; on the host, `chmod -R g+rwX` on its folder."
+    return refused(f"{folder} cannot be written by user {user}", fix)
+
+
+def free_bytes(folder: str) -> int:
+    """Bytes free on the file system on which a folder is, or will be."""
+    disk = os.statvfs(_nearest(folder))
+    return disk.f_bavail * disk.f_frsize
+
+
+def _room(case: Case, folder: str, snapshot: str) -> Check:
+    model, free = case.plan.model, free_bytes(folder)
+    whole = hub.bytes_whole(model, snapshot)
     if not whole:
-        return ok(f"{gib(free)} free in {folder}; how much {case.plan.model} needs is not known before it is fetched")
-    missing = max(whole - hub.bytes_here(case.plan.model, case.env), 0)
+        return ok(f"{gib(free)} free in {folder}; how much {model} needs is not known before it is fetched")
+    missing = max(whole - hub.bytes_here(model, case.env), 0)
     if missing > free:
         return refused(
-            f"{case.plan.model} needs {gib(missing)} more ({missing} bytes of {whole}), and {folder} has {gib(free)} free ({free} bytes)",
+            f"{model} needs {gib(missing)} more ({missing} bytes of {whole}), and {folder} has {gib(free)} free ({free} bytes)",
             "Free space there, or mount a larger volume at /cache. What is fetched already stays: a download goes on where it ended.",
         )
     return ok(f"{gib(missing)} to fetch, {gib(free)} free in {folder}")
@@ -90,10 +106,10 @@ def ports(case: Case) -> Check:
 
 def busy(host: str, port: int) -> str:
     """Why nothing can listen on a port, and who does; empty when it is free."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host.encode(), port))  # bytes: a text would load the idna codec
+            probe.bind((os.fsencode(host), port))  # bytes: a text would load the idna codec
         except OSError as error:
             return f"{error.strerror or error}{holder(port)}"
     return ""
