@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from launcher.engines import ENGINES
@@ -14,6 +15,7 @@ class ImageFacts(NamedTuple):
     """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first.
 
     `memory` is how the release deals a GPU's memory out (launcher.fit.Engine), None where it has none.
+    `siblings` are all images of the catalog: engine, precision and compute capabilities of each.
     """
 
     image: str
@@ -30,6 +32,7 @@ class ImageFacts(NamedTuple):
     args: Mapping[str, bool | int | float | str]
     env: Mapping[str, str]
     memory: Mapping[str, Any] | None = None
+    siblings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def load(path: str) -> ImageFacts:

@@ -17,6 +17,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LARGEST_HEADER = 100_000_000  # bytes: the format's own limit
 LFS_POINTER = b"version https://git-lfs."
+AGAIN = "Delete it if it is there, and download it again: `hf download MODEL FILE --local-dir FOLDER`."
 ENDS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d+)')
 
 
@@ -49,9 +50,9 @@ def weight_map(path: str) -> dict[str, str]:
     except OSError as error:
         raise Refused(unreadable(path, error)) from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise Refused(f"{path} is no index of a model ({error or type(error).__name__}). {AGAIN}") from None
+        raise Refused(f"{path} is no index of a model ({error or type(error).__name__}).\n{AGAIN}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) and "\0" not in name for name in found.values()):
-        raise Refused(f"{path} is no index of a model: its weight_map does not name files. {AGAIN}")
+        raise Refused(f"{path} is no index of a model: its weight_map does not name files.\n{AGAIN}")
     return found
 
 
@@ -63,23 +64,27 @@ def checked_header(path: str) -> bytes:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             header = file.read(length) if length <= min(LARGEST_HEADER, size) else b""
-            if LFS_POINTER.startswith(start) and len(start) == 8:
+            if start == LFS_POINTER[:8]:
                 raise Refused(
                     f"{path} is a git-lfs pointer of {size} bytes and not the weights.\nFetch them in the model's folder: `git lfs pull`."
                 )
     except FileNotFoundError:
-        raise Refused(f"{path} is missing. {AGAIN}") from None
+        raise Refused(f"{path} is missing.\n{AGAIN}") from None
     except OSError as error:
         raise Refused(unreadable(path, error)) from None
     if size < 8 + min(length, LARGEST_HEADER):
-        raise Refused(f"{path} is truncated: it has {size} bytes, and its header alone is longer. {AGAIN}")
+        raise Refused(f"{path} is truncated: it has {size} bytes, and its header alone is longer.\n{AGAIN}")
     if not header.startswith(b"{"):
-        raise Refused(f"{path} is no safetensors file. {AGAIN}")
+        raise Refused(f"{path} is no safetensors file.\n{AGAIN}")
+    # Writers keep the order of the bytes, so that the last end is the largest; to look at all takes ten times as long.
+    last = ENDS.search(header, max(header.rfind(b'"data_offsets"'), 0))
+    if last and size == 8 + length + int(last[1]):
+        return header
     wanted = 8 + length + max(map(int, ENDS.findall(header)), default=0)
     if size < wanted:
-        raise Refused(f"{path} is truncated: it has {size} of {wanted} bytes. {AGAIN}")
+        raise Refused(f"{path} is truncated: it has {size} of {wanted} bytes.\n{AGAIN}")
     if size > wanted:
-        raise Refused(f"{path} is damaged: it has {size} bytes, and its header accounts for {wanted}. {AGAIN}")
+        raise Refused(f"{path} is damaged: it has {size} bytes, and its header accounts for {wanted}.\n{AGAIN}")
     return header
 
 
@@ -89,7 +94,7 @@ def header(path: str) -> list[Tensor]:
         found = json.loads(checked_header(path))
         return [Tensor(name, tuple(one["shape"]), one["dtype"]) for name, one in found.items() if name != "__metadata__"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise Refused(f"{path} is damaged: its header cannot be read. {AGAIN}") from None
+        raise Refused(f"{path} is damaged: its header cannot be read.\n{AGAIN}") from None
 
 
 def in_folder(folder: str) -> list[Tensor]:
@@ -99,7 +104,4 @@ def in_folder(folder: str) -> list[Tensor]:
 
 def unreadable(path: str, error: OSError) -> str:
     """The sentence for a file that is there and cannot be read."""
-    return f"{path} cannot be read by user {os.getuid()}: {error.strerror}.\nOn the host, `chmod -R a+rX` on the model's folder helps."
-
-
-AGAIN = "Download it again; `hf download MODEL --local-dir FOLDER` fetches only what is missing."
+    return f"{path} cannot be read by user {os.geteuid()}: {error.strerror}.\nOn the host, `chmod -R a+rX` on the model's folder helps."
