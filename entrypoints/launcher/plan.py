@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from launcher import __version__, layout, raynode
+from launcher import __version__, flags, layout, raynode
 from launcher import role as roles
 from launcher.engines import ENGINES
 from launcher.engines.common import Request
@@ -39,6 +39,7 @@ class LaunchPlan(NamedTuple):
     """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`.
 
     `command` is the engine's, without what is known only once the nodes have met; empty where Ray starts it from the head.
+    `notes` say which flags were translated, `warnings` what is doubtful.
     """
 
     image: str
@@ -51,6 +52,7 @@ class LaunchPlan(NamedTuple):
     model_name: str
     tp: int
     pp: int
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
     host: str
     port: int
@@ -70,6 +72,8 @@ class LaunchPlan(NamedTuple):
 
 def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> LaunchPlan:
     """Decide role, model, layout, command and environment. Raises Refused for what cannot work."""
+    translated = flags.translate(settings, facts, env)
+    settings = translated.settings
     role = roles.detect(settings, env)
     model = settings.model or facts.model
     if not model:
@@ -104,6 +108,8 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         api_key=settings.secrets.get("LAUNCH_API_KEY"),
         state=state_file(settings.port),
     )
+    command = engine.command(request)
+    flags.check(translated.snapshot, command)
     agreed: dict[str, object] = {
         "launcher": __version__,
         "engine": f"{facts.engine} {facts.version}",
@@ -112,7 +118,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         "model": request.model,
         "tensor parallel": request.tp,
         "pipeline parallel": request.pp,
-        **({"flags": shlex.join(engine.command(request)[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
+        **({"flags": shlex.join(command[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
     }
     defaults = {name: value for name, value in facts.env.items() if name not in env}
     added = engine.environment(request)
@@ -129,11 +135,12 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         model_name=request.model_name,
         tp=cut.tp,
         pp=cut.pp,
-        warnings=cut.warnings,
+        notes=translated.notes,
+        warnings=(*translated.warnings, *cut.warnings),
         host=request.host,
         port=request.port,
-        command=[] if role.name == "worker" and executor.name == "ray" else engine.command(request),
-        environment={**defaults, **added},
+        command=[] if role.name == "worker" and executor.name == "ray" else command,
+        environment={**defaults, **added, **translated.variables},
         secret_names=tuple(name for name, value in added.items() if value in settings.secrets.values()),
         state=request.state,
         start_seconds=settings.start_seconds,
