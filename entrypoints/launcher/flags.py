@@ -314,7 +314,7 @@ class _Translator:
             value = "true" if "".join(given.values).lower() == "false" else "false"
             yield from self.words(given._replace(name=twin, values=(value,)))
             return
-        near = did_you_mean(given.name, [name for flag in self.known.flags.values() for name in flag.names])
+        near = did_you_mean(given.name, list(dict.fromkeys(name for flag in self.known.flags.values() for name in flag.names)))
         self.problems.append(f"{self._by_whom(given)}{self.known.title} has no {given.name}.{near}")
 
     def _by_whom(self, given: Given) -> str:

@@ -12,6 +12,7 @@ import enum
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -116,6 +117,7 @@ def main() -> None:
     choice = argparse.ArgumentParser(description=__doc__)
     choice.add_argument("engine", choices=sorted(SERVERS))
     engine = choice.parse_args().engine
+    sys.argv.append("--help")  # vLLM reads its help texts only where it sees this
     with answer() as stream:
         json.dump(snapshot(engine), stream, indent=1)
         stream.write("\n")
