@@ -9,6 +9,7 @@ docker run IMAGE bash                 any other word is a program to run
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import click
 
-from launcher import __version__, checks, facts, hardware, plan, settings
+from launcher import __version__, checks, facts, flags, hardware, plan, settings
 from launcher.errors import BadUsage, LaunchError, Refused, Unavailable, did_you_mean
 
 COMMANDS = ("serve", "health", "doctor")
@@ -53,14 +54,24 @@ def become(argv: Sequence[str]) -> None:
         ) from None
 
 
+class WholeNumber(click.IntRange):
+    """A whole number, also as engines take it: 32k, 8K."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Raises click.BadParameter."""
+        with contextlib.suppress(ValueError, OverflowError):
+            value = flags.whole_number(str(value))
+        return super().convert(value, param, ctx)
+
+
 def setting_options(command: click.Command) -> click.Command:
     """Give a command one option for each setting, read from its environment variable when absent."""
     for setting in reversed(settings.SETTINGS):
         kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
         if setting.low is not None:
-            kind = (click.IntRange if setting.kind is int else click.FloatRange)(setting.low, setting.high)
+            kind = (WholeNumber if setting.kind is int else click.FloatRange)(setting.low, setting.high)
         option = click.Option(
-            [f"--{setting.name.replace('_', '-')}"],
+            [setting.name, f"--{setting.name.replace('_', '-')}", *setting.spellings],
             type=kind,
             default=setting.default,
             envvar=setting.variable,
@@ -76,7 +87,8 @@ def read(options: dict[str, Any], extra: Sequence[str] = ()) -> settings.Setting
     """All settings, from click's options and the environment. Raises Refused."""
     settings.check_names(os.environ)
     for argument in extra:
-        settings.check_flag(argument.lstrip("-").split("=")[0])
+        if argument.startswith("-"):
+            settings.check_flag(argument.lstrip("-").split("=")[0], settings.KEPT_FLAGS)
     secrets = settings.read_secrets(os.environ)
     return settings.Settings(**options, args=settings.engine_args(os.environ), extra=tuple(extra), secrets=secrets)
 
@@ -87,12 +99,22 @@ def cli() -> None:
     """Start and watch an LLM engine. Any other word is run as a program."""
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@cli.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "token_normalize_func": flags.dashed,
+        "help_option_names": ["--help"],  # click would see -h in -cc.cudagraph_mode
+    }
+)
 @click.option("--dry-run", is_flag=True, help="Print the whole decision and start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: print it as JSON.")
 @click.pass_context
 def serve(context: click.Context, /, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Serve the model. Flags that are not listed here go to the engine as they are."""
+    """Serve the model. Flags that are not listed here are the engine's; a word without a flag is the model."""
+    if "-h" in context.args:
+        click.echo(context.get_help())
+        return
     chosen = read(options, context.args)
     image = facts.load(chosen.image)
     found = hardware.look(os.environ) if any(image.gpus.values()) else hardware.NONE
@@ -166,6 +188,7 @@ def show(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
         *show_cluster(decided),
         f"model     {decided.model}, shown as {decided.model_name}",
         *checks.lines(passed),
+        *(f"note      {line}" for line in decided.notes),
         *(f"warning   {line}" for line in decided.warnings),
         *(f"env       {name}={shlex.quote(value)}" for name, value in shown_environment(decided).items()),
         *(

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from launcher import __version__, hardware, hub, layout, raynode
+from launcher import __version__, flags, hardware, hub, layout, raynode
 from launcher import role as roles
 from launcher.engines import ENGINES
 from launcher.engines.common import Request, flag_value
@@ -40,6 +40,7 @@ class LaunchPlan(NamedTuple):
 
     `cached` is what the hub's cache has of a model that is no folder.
     `command` is the engine's, without what is known only once the nodes have met; empty where Ray starts it from the head.
+    `notes` say which flags were translated, `warnings` what is doubtful.
     """
 
     image: str
@@ -53,6 +54,7 @@ class LaunchPlan(NamedTuple):
     cached: hub.Cached | None
     tp: int
     pp: int
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
     host: str
     port: int
@@ -79,6 +81,8 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
 
     Raises Refused for what cannot work.
     """
+    translated = flags.translate(settings, facts, env)
+    settings = translated.settings
     role = roles.detect(settings, env)
     model = settings.model or facts.model
     if not model:
@@ -113,6 +117,8 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         api_key=settings.secrets.get("LAUNCH_API_KEY"),
         state=state_file(settings.port),
     )
+    command = engine.command(request)
+    flags.check(translated.snapshot, command)
     agreed: dict[str, object] = {
         "launcher": __version__,
         "engine": f"{facts.engine} {facts.version}",
@@ -121,10 +127,9 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         "model": request.model,
         "tensor parallel": request.tp,
         "pipeline parallel": request.pp,
-        **({"flags": shlex.join(engine.command(request)[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
+        **({"flags": shlex.join(command[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
     }
     defaults = {name: value for name, value in facts.env.items() if name not in env}
-    command = engine.command(request)
     cached = None if os.path.isdir(model) else hub.cached(model, flag_value(command, "revision") or "main", env)
     added = engine.environment(request)
     if cached and not cached.lacks and "HF_HUB_OFFLINE" not in env and not _asks_more(command):
@@ -143,11 +148,12 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         cached=cached,
         tp=cut.tp,
         pp=cut.pp,
-        warnings=cut.warnings,
+        notes=translated.notes,
+        warnings=(*translated.warnings, *cut.warnings),
         host=request.host,
         port=request.port,
         command=[] if role.name == "worker" and executor.name == "ray" else command,
-        environment={**defaults, **added},
+        environment={**defaults, **added, **translated.variables},
         secret_names=tuple(name for name, value in added.items() if value in settings.secrets.values()),
         state=request.state,
         start_seconds=settings.start_seconds,

@@ -23,6 +23,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()
     low: int | None = None
     high: int | None = None
+    spellings: tuple[str, ...] = ()  # what engines call it, so that a guide's command line can be pasted
 
     @property
     def variable(self) -> str:
@@ -31,51 +32,84 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("model", str, None, "Folder or hub id of the model."),
-    Setting("model_name", str, None, "Name that the API shows."),
+    Setting("model", str, None, "Folder or hub id of the model.", spellings=("--model-path",)),
+    Setting("model_name", str, None, "Name that the API shows.", spellings=("--served-model-name",)),
     Setting("role", str, "auto", "What this container does.", ("auto", "single", "head", "worker")),
-    Setting("nodes", int, None, "Nodes in the stack, the head included (default: what the scheduler says, else 1)."),
+    Setting(
+        "nodes", int, None, "Nodes in the stack, the head included (default: what the scheduler says, else 1).", spellings=("--nnodes",)
+    ),
     Setting("gpus", int, None, "GPUs a node (default: what is visible).", low=0),
-    Setting("head", str, None, "Name or address of the head node; looked up again at each try."),
+    Setting("head", str, None, "Name or address of the head node; looked up again at each try.", spellings=("--master-addr",)),
     Setting("interface", str, None, "Network interface between the nodes (default: the way to the head, or the default route)."),
-    Setting("cluster_port", int, 6370, "First of ten ports between the nodes; Ray's is the last.", low=1024, high=65000),
+    Setting(
+        "cluster_port",
+        int,
+        6370,
+        "First of ten ports between the nodes; Ray's is the last.",
+        low=1024,
+        high=65000,
+        spellings=("--master-port",),
+    ),
     Setting("insecure_cluster", bool, False, "Let nodes join without a token. Whoever reaches their ports can then run programs on them."),
-    Setting("tp", int, None, "Tensor parallel size (default: the GPUs of a node).", low=1),
-    Setting("pp", int, None, "Pipeline parallel size (default: the nodes).", low=1),
+    Setting(
+        "tp",
+        int,
+        None,
+        "Tensor parallel size (default: the GPUs of a node).",
+        low=1,
+        spellings=("-tp", "--tp-size", "--tensor-parallel-size"),
+    ),
+    Setting(
+        "pp", int, None, "Pipeline parallel size (default: the nodes).", low=1, spellings=("-pp", "--pp-size", "--pipeline-parallel-size")
+    ),
     Setting("host", str, "0.0.0.0", "Address that the API listens on."),  # noqa: S104 - the container's own network; what is published is the stack's choice
     Setting("port", int, 8000, "Port of the API.", low=1, high=65535),
-    Setting("max_model_len", int, None, "Longest context, in tokens.", low=1),
-    Setting("max_seqs", int, None, "Most requests at once.", low=1),
+    Setting("max_model_len", int, None, "Longest context, in tokens.", low=1, spellings=("--context-length", "--max-seq-len")),
+    Setting(
+        "max_seqs", int, None, "Most requests at once.", low=1, spellings=("--max-num-seqs", "--max-running-requests", "--max-batch-size")
+    ),
     Setting("join_seconds", float, 600.0, "Deadline for the nodes to join.", low=0),
     Setting("peer_seconds", float, 30.0, "Silence after which a node counts as lost.", low=5),
     Setting("start_seconds", float, 3600.0, "Deadline for the engine to become ready.", low=0),
     Setting("drain_seconds", float, 120.0, "Deadline for running requests after SIGTERM.", low=0),
     Setting("probe_seconds", float, 30.0, "Time between one-token probes of a ready engine; 0 switches them off.", low=0),
-    Setting("executor", str, "auto", "How several GPUs work together.", ("auto", "ray", "native", "mp")),
+    Setting(
+        "executor",
+        str,
+        "auto",
+        "How several GPUs work together.",
+        ("auto", "ray", "native", "mp"),
+        spellings=("--distributed-executor-backend",),
+    ),
     Setting("checks", str, "refuse", "Whether a failed check refuses the start, where it might work all the same.", ("refuse", "warn")),
     Setting("image", str, IMAGE_FACTS, "File that says what this image is."),
 )
 SECRETS = ("LAUNCH_API_KEY", "LAUNCH_CLUSTER_TOKEN", "HF_TOKEN")
 # The engine's own name for it, which our probes need as well, and what KubeRay gives to every node.
 OTHER_NAMES = {"LAUNCH_API_KEY": "VLLM_API_KEY", "LAUNCH_CLUSTER_TOKEN": "RAY_AUTH_TOKEN"}
-# Flags of the engine that are the launcher's own: it must know them, or they would stand in the open.
-OWN_FLAGS = {
+# Flags of the engines that only the launcher gives: it finds each node's place itself, and a secret would stand in the open.
+KEPT_FLAGS = {
     "api-key": "LAUNCH_API_KEY_FILE",
-    "host": "LAUNCH_HOST",
-    "port": "LAUNCH_PORT",
-    "served-model-name": "LAUNCH_MODEL_NAME",
-    "nnodes": "LAUNCH_NODES",
+    "hf-token": "HF_TOKEN_FILE",
     "n": "LAUNCH_NODES",
     "node-rank": "LAUNCH_ROLE",
     "r": "LAUNCH_ROLE",
-    "master-addr": "LAUNCH_HEAD",
-    "dist-init-addr": "LAUNCH_HEAD",
     "headless": "LAUNCH_ROLE",
+    "dist-init-addr": "LAUNCH_HEAD",
+    "nccl-init-addr": "LAUNCH_HEAD",
+}
+# All flags that are settings: the launcher must know them.
+OWN_FLAGS = {
+    **{name.lstrip("-"): setting.variable for setting in SETTINGS for name in (setting.name.replace("_", "-"), *setting.spellings)},
+    **KEPT_FLAGS,
 }
 
 
 class Settings(NamedTuple):
-    """All settings after flags, environment and defaults; `args` are engine flags from LAUNCH_ARG_*, `extra` from the command line."""
+    """All settings after flags, environment and defaults; `args` are engine flags from LAUNCH_ARG_*, `extra` from the command line.
+
+    Once translated for the image's engine, `args` holds the words of both, and `extra` nothing.
+    """
 
     model: str | None
     model_name: str | None
@@ -100,7 +134,7 @@ class Settings(NamedTuple):
     executor: str
     checks: str
     image: str
-    args: Mapping[str, str]
+    args: Mapping[str, str | tuple[str, ...]]
     extra: tuple[str, ...]
     secrets: Mapping[str, str]
 
@@ -121,7 +155,7 @@ def check_names(env: Mapping[str, str]) -> None:
 
 
 def engine_args(env: Mapping[str, str]) -> dict[str, str]:
-    """LAUNCH_ARG_MAX_NUM_SEQS=64 as {"max-num-seqs": "64"}.
+    """LAUNCH_ARG_BLOCK_SIZE=16 as {"block-size": "16"}.
 
     Raises Refused for an empty name, and for flags that are settings of the launcher.
     """
@@ -136,9 +170,9 @@ def engine_args(env: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def check_flag(flag: str) -> None:
+def check_flag(flag: str, kept: Mapping[str, str] = OWN_FLAGS) -> None:
     """Raises Refused for a flag of the engine that is a setting of the launcher."""
-    own = OWN_FLAGS.get(flag.replace("_", "-"))  # engines take both spellings
+    own = kept.get(flag.replace("_", "-"))  # engines take both spellings
     if own:
         raise Refused(f"The engine's --{flag} is set by the launcher. Use {own}.")
 

@@ -211,15 +211,31 @@ def images() -> None:
         click.echo(line)
 
 
-@cli.command()
+@cli.group()
+def flags() -> None:
+    """Flags of the pinned engines: write them down, compare two releases."""
+
+
+@flags.command("write")
 @click.argument("targets", nargs=-1, required=True)
-def flags(targets: tuple[str, ...]) -> None:
+def write_flags(targets: tuple[str, ...]) -> None:
     """Write down every flag that the engines in the built images TARGETS accept."""
     from engineroom.flags import write_snapshot
 
     rows = catalog()
     for name in targets:
         click.echo(write_snapshot(rows, name).relative_to(rows.root))
+
+
+@flags.command("diff")
+@click.argument("before")
+@click.argument("after")
+def diff_flags(before: str, after: str) -> None:
+    """Show what changed in an engine's flags from release BEFORE to AFTER, as vllm-0.9.2 vllm-0.25.1: +, -, or ~ what is different."""
+    from engineroom.flags import diff
+
+    for line in diff(catalog(), before, after):
+        click.echo(line)
 
 
 @cli.command()

@@ -1,22 +1,21 @@
-"""Snapshots of every flag of an engine's server: made in the build by the engine's own parser, kept in images/flags, replayed by tests."""
+"""Snapshots of every flag of an engine's server: made in the build by the engine's own parser, kept in images/flags, compared and replayed."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from engineroom import resolve
 from engineroom.build import have, require_docker
 from engineroom.catalog import Catalog
-from engineroom.errors import EngineRoomError
+from engineroom.errors import EngineRoomError, UnknownName
+from launcher import flags as launcher_flags
 
 INSIDE = Path(__file__).parent / "inside"
 IN_THE_IMAGE = "/opt/inside"
-NUMBERS = {"int": int, "float": float}
 
 
 def snapshot_file(catalog: Catalog, image: str) -> Path:
@@ -48,30 +47,45 @@ def run_inside(catalog: Catalog, image: str, *arguments: str, stdin: str = "") -
     return result.stdout
 
 
-def refused(snapshot: dict[str, Any], arguments: Sequence[str]) -> Iterator[str]:
-    """What an engine would not accept of a command line, going by its snapshot: its flags from the first `--name` on."""
-    known = {name: flag for flag in snapshot["flags"] for name in (*flag["names"], flag["off"]) if name}
-    words = list(itertools.dropwhile(lambda word: not word.startswith("--"), arguments))
-    while words:
-        word = words.pop(0)
-        if not word.startswith("-"):
-            continue
-        name, equals, value = word.partition("=")
-        flag = known.get(name)
-        if flag is None:
-            yield f"{snapshot['engine']} {snapshot['version']} has no {name}"
-        elif flag["kind"] == "bool":
-            if equals:
-                yield f"{name} takes no value"
-        else:
-            yield from _refused_value(flag, name, value if equals else words.pop(0) if words else "")
+def diff(catalog: Catalog, before: str, after: str) -> Iterator[str]:
+    """What changed in an engine's flags between two releases, a line a flag. Raises UnknownName for a release without a snapshot."""
+    old, new = (read_snapshot(catalog, release) for release in (before, after))
+    was, now = ({flag.name: flag for flag in found.flags.values()} for found in (old, new))
+    for name in sorted({*was, *now}):
+        if not new.find(name):
+            yield f"- {name}{_replacement(new, name)}"
+        elif not old.find(name):
+            yield f"+ {name}{_replacement(old, name)}"
+        elif name in was and (changed := _changed(was[name], new.flags[launcher_flags.dashed(name)])):
+            yield f"~ {name}: {', '.join(changed)}"
 
 
-def _refused_value(flag: dict[str, Any], name: str, value: str) -> Iterator[str]:
-    if flag["choices"] and value not in map(str, flag["choices"]):
-        yield f"{name} {value}: not one of {', '.join(map(str, flag['choices']))}"
-    if flag["kind"] in NUMBERS:
-        try:
-            NUMBERS[flag["kind"]](value)
-        except ValueError:
-            yield f"{name} {value}: not a number"
+def read_snapshot(catalog: Catalog, release: str) -> launcher_flags.Snapshot:
+    """A snapshot of images/flags. Raises UnknownName."""
+    folder = catalog.root / "images" / "flags"
+    found = launcher_flags.load(str(folder / f"{release}.json"))
+    if found is None:
+        raise UnknownName("snapshot", release, (file.stem for file in folder.glob("*.json")))
+    return found
+
+
+def _replacement(other: launcher_flags.Snapshot, name: str) -> str:
+    """What the other release has for it, where that is known."""
+    change = launcher_flags.find_change(other, name)
+    if change is None:
+        return ""
+    words = change.becomes or next((words for words in change.values.values() if words), ())
+    return f" ({other.version} has {words[0]})" if words and not change.variable else f" ({other.version}: {change.why})"
+
+
+def _changed(was: launcher_flags.Flag, now: launcher_flags.Flag) -> list[str]:
+    pairs = ((part, getattr(was, part), getattr(now, part)) for part in ("kind", "default", "choices", "nargs", "off"))
+    return [_difference(part, old, new) for part, old, new in pairs if old != new]
+
+
+def _difference(part: str, old: Any, new: Any) -> str:
+    """Two values of a flag's property; of two lists of choices, what came and went."""
+    if isinstance(old, list) and isinstance(new, list):
+        moved = [f"+{item}" for item in new if item not in old] + [f"-{item}" for item in old if item not in new]
+        return f"{part} {' '.join(moved)}"
+    return f"{part} {json.dumps(old)} -> {json.dumps(new)}"

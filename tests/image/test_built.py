@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from image.conftest import ROOT, run
 from engineroom import auditing, build, flags, resolve
 from engineroom.catalog import Catalog
 from engineroom.host import Host
+from launcher import flags as launcher_flags
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 CATALOG = Catalog(ROOT)
@@ -65,6 +67,37 @@ def test_fault_43_engine_takes_every_stacks_flags(name: str) -> None:
 
     assert [answer.get("error") for answer in found[:-1]] == [None] * len(stacks)
     assert "--nccl-clique-size" in found[-1]["error"]
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("name", PARSED)
+def test_fault_43_engine_takes_what_flags_are_translated_to(name: str) -> None:
+    """What the launcher writes instead of other releases' flags is accepted by the engine's own parser, keys of JSON too."""
+    built(name)
+    engine = CATALOG.release_of(name).engine
+    commands = list(translated(flags.read_snapshot(CATALOG, CATALOG.image(name).engine)))
+
+    found = json.loads(flags.run_inside(CATALOG, name, "replay.py", engine, stdin=json.dumps(commands)))
+
+    assert commands
+    assert [(answer["command"], answer["error"]) for answer in found if not answer["ok"]] == []
+
+
+def translated(known: launcher_flags.Snapshot) -> Iterator[list[str]]:
+    """A command for each line of words that flag_changes.toml has for a release, with a value of the flag's kind."""
+    start = {"vllm": ["vllm", "serve", "m"], "sglang": ["python3", "-m", "sglang.launch_server", "--model-path", "m"]}[known.engine]
+    keys = {"--structured-outputs-config.backend": "xgrammar", "--speculative-config.method": "ngram", "--speculative-config.model": "m"}
+    for change in launcher_flags.changes(known.engine):
+        for line in [change.becomes, *([] if change.variable else change.values.values())] if change.is_for(known.version) else []:
+            flag = known.find(line[0]) if line else None
+            if flag:
+                value = (
+                    str(flag.choices[0]) if flag.choices else "{}" if "json" in flag.kind and "." not in line[0] else keys.get(line[0], "1")
+                )
+                beside = (
+                    ["--structured-outputs-config.backend", "guidance"] if line[0].startswith("--structured-outputs-config.dis") else []
+                )
+                yield [*start, *(value if word == "{}" else word for word in line), *beside]
 
 
 @pytest.mark.parametrize("name", PARSED)

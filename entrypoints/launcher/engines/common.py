@@ -11,6 +11,7 @@ from launcher.errors import Refused
 class Request(NamedTuple):
     """What is to be served, after all settings: sizes in tokens. `defaults` are the image's engine flags, `args` the user's.
 
+    `args` has values, or, of flags that were translated, words of the command line.
     `executor` is mp, ray or native, or empty where the engine may choose; `state` is the file that says whether the launcher drains.
     """
 
@@ -24,7 +25,7 @@ class Request(NamedTuple):
     max_model_len: int | None
     max_seqs: int | None
     defaults: Mapping[str, bool | int | float | str]
-    args: Mapping[str, bool | int | float | str]
+    args: Mapping[str, str | tuple[str, ...]]
     extra: tuple[str, ...]
     api_key: str | None
     state: str
@@ -42,13 +43,15 @@ def refuse_key(request: Request, engine: str) -> None:
 
 
 def flags(values: Mapping[str, object], *, off: str) -> list[str]:
-    """Flags as a list of arguments. True is `--flag`; False is `--<off>flag`, or nothing where the engine has no such form.
+    """Flags as a list of arguments. True is `--flag`; False is `--<off>flag`, or nothing where the engine has no such form; a tuple is words as they are.
 
     Every value is one argument: nothing is ever split or passed through a shell.
     """
-    line = []
+    line: list[str] = []
     for name, value in values.items():
-        if value is True or str(value).lower() == "true":
+        if isinstance(value, tuple):
+            line += value
+        elif value is True or str(value).lower() == "true":
             line.append(f"--{name}")
         elif value is False or str(value).lower() == "false":
             if off:

@@ -1,6 +1,6 @@
 """Every flag of an engine's server parser, as JSON: `python3 snapshot.py vllm|sglang`.
 
-A flag is {names, kind, choices, default, nargs, off, repeats}. `kind` is bool (with `off`, the name that switches it
+A flag is {names, kind, choices, default, nargs, off, repeats, help}. `kind` is bool (with `off`, the name that switches it
 off, or "" where there is none), choice, int, int-or-auto, float, str, json, str-or-json, other (a nameless function),
 or the name of the engine's own function. Defaults that are not plain data are given by the name of their class in angle brackets.
 """
@@ -11,6 +11,8 @@ import argparse
 import enum
 import functools
 import json
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -82,6 +84,11 @@ def in_order(values: Iterable[Any]) -> list[Any]:
     return sorted(values, key=lambda value: (value is None, str(value)))
 
 
+def first_sentence(text: str) -> str:
+    """The beginning of a help text, as one line."""
+    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
+
+
 def describe(action: argparse.Action) -> dict[str, Any]:
     """One flag."""
     return {
@@ -92,6 +99,7 @@ def describe(action: argparse.Action) -> dict[str, Any]:
         "nargs": action.nargs,
         "off": off_name(action),
         "repeats": isinstance(action, argparse._AppendAction),  # noqa: SLF001 - argparse has no public name for it
+        "help": "" if action.help == argparse.SUPPRESS else first_sentence(action.help or ""),
     }
 
 
@@ -109,6 +117,7 @@ def main() -> None:
     choice = argparse.ArgumentParser(description=__doc__)
     choice.add_argument("engine", choices=sorted(SERVERS))
     engine = choice.parse_args().engine
+    sys.argv.append("--help")  # vLLM reads its help texts only where it sees this
     with answer() as stream:
         json.dump(snapshot(engine), stream, indent=1)
         stream.write("\n")

@@ -1,0 +1,489 @@
+"""The command lines of published guides, other releases' flags and random ones, given to the launcher of each image."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from click.testing import CliRunner, Result
+
+from launcher import cli, flags, network, raynode, settings
+from launcher.errors import LaunchError, Refused
+
+ROOT = Path(__file__).parents[2]
+RELEASES = sorted(file.stem for file in (ROOT / "images/flags").glob("*.json"))
+IMAGES = sorted(file.parent.name for file in ROOT.glob("images/*/image.json"))
+MODEL = "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"
+
+
+def snapshot(release: str) -> flags.Snapshot:
+    found = flags.load(str(ROOT / f"images/flags/{release}.json"))
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each image has in /etc/engineroom, in a folder of its name."""
+    root = tmp_path_factory.mktemp("images")
+    for image in IMAGES:
+        (root / image).mkdir()
+        facts = shutil.copy(ROOT / "images" / image / "image.json", root / image)
+        shutil.copy(ROOT / f"images/flags/{json.loads(Path(facts).read_text())['release']}.json", root / image / "flags.json")
+    return root
+
+
+@pytest.fixture
+def launcher(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with a model in it, where a launcher may be asked for a dry run."""
+    (tmp_path / "deepseek-r1-7b").mkdir()
+    (tmp_path / "deepseek-r1-7b/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(raynode, "version", lambda: "2.55.1")
+    monkeypatch.setattr(network, "interfaces", lambda: {"eth0": "10.0.0.1"})
+    monkeypatch.setattr(network, "_default_interface", lambda: "eth0")
+    monkeypatch.setenv("LAUNCH_GPUS", "4")
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        monkeypatch.setenv("LAUNCH_PORT", str(probe.getsockname()[1]))
+    return folders
+
+
+def serve(launcher: Path, image: str, *words: str, **env: str | None) -> Result:
+    return CliRunner().invoke(
+        cli.cli, ["serve", "--dry-run", "--json", *words], env={"LAUNCH_IMAGE": str(launcher / image / "image.json"), **env}
+    )
+
+
+def plan(launcher: Path, image: str, *words: str, **env: str | None) -> dict[str, Any]:
+    result = serve(launcher, image, *words, **env)
+    assert result.exception is None, result.exception
+    return dict(json.loads(result.output))
+
+
+def given(launcher: Path, image: str, *words: str, **env: str | None) -> tuple[list[str], list[str]]:
+    """What the user's flags add to the engine's command line, and what is said about them."""
+    bare = plan(launcher, image, LAUNCH_MODEL=MODEL)["command"]
+    found = plan(launcher, image, *words, **env)
+    return [word for word in found["command"] if word not in bare], found["notes"]
+
+
+def refusal(launcher: Path, image: str, *words: str, **env: str | None) -> list[str]:
+    error = serve(launcher, image, *words, **env).exception
+    assert isinstance(error, Refused), error
+    return str(error).splitlines()
+
+
+def test_r1_single_machine_guide(launcher: Path) -> None:
+    """The guide's value for a switch, which no pinned release takes, becomes the release's own form."""
+    found = plan(
+        launcher, "v100-half", "./deepseek-r1-7b", "--dtype=half", "--enable-chunked-prefill=False", "--max-model-len=8192", "--tp", "1"
+    )
+
+    assert found["command"] == [
+        "vllm", "serve", "./deepseek-r1-7b", "--dtype", "half", "--no-enable-chunked-prefill", "--no-enable-prefix-caching",
+        "--served-model-name", "deepseek-r1-7b", "--host", "0.0.0.0", "--port", os.environ["LAUNCH_PORT"],
+        "--max-model-len", "8192", "--middleware", "engineroom_drain.Drain",
+    ]  # fmt: skip
+    assert found["notes"] == ["--enable-chunked-prefill=False: vLLM 0.9.2 has --no-enable-chunked-prefill"]
+    assert found["warnings"] == []
+
+
+def test_r5_two_machines_guide(launcher: Path) -> None:
+    """`ray start` is a program of its own; the serving command becomes layers over four GPUs and two nodes."""
+    assert cli.resolve(["ray", "start", "--head", "--port=6667"]) == ["ray", "start", "--head", "--port=6667"]
+    found = plan(
+        launcher, "v100-half", "./deepseek-r1-7b", "--tensor-parallel-size", "4", "--pipeline-parallel-size", "2",
+        "--disable-custom-all-reduce", "--dtype=half", "--max-num-seqs", "128",
+        LAUNCH_ROLE="head", LAUNCH_NODES="2", LAUNCH_CLUSTER_TOKEN="token",
+    )  # fmt: skip
+
+    assert (found["tp"], found["pp"], found["cluster"]["executor"], found["notes"]) == (4, 2, "ray", [])
+    assert found["command"][13:] == [
+        "--tensor-parallel-size", "4", "--pipeline-parallel-size", "2", "--max-num-seqs", "128",
+        "--distributed-executor-backend", "ray", "--disable-custom-all-reduce", "--middleware", "engineroom_drain.Drain",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("image", ["a100-half", "h200-fp8"])
+def test_r9_eight_billion_on_vllm(launcher: Path, image: str) -> None:
+    """Accepted as it is."""
+    words = ["--tensor-parallel-size", "1", "--max-model-len", "32768", "--enforce-eager"]
+
+    found = plan(launcher, image, MODEL, *words)
+
+    assert (found["tp"], found["notes"]) == (1, [])
+    assert found["command"][2] == MODEL
+    assert found["command"][9:12] == ["--max-model-len", "32768", "--enforce-eager"]
+
+
+def test_r10_eight_billion_on_sglang(launcher: Path) -> None:
+    """`--tp`, an abbreviation in SGLang, is the launcher's own setting."""
+    found = plan(launcher, "a100-sglang", "--model", MODEL, "--trust-remote-code", "--tp", "1")
+
+    assert found["command"] == [
+        "python3", "-m", "sglang.launch_server", "--model-path", MODEL, "--served-model-name", "DeepSeek-R1-0528-Qwen3-8B",
+        "--host", "0.0.0.0", "--port", os.environ["LAUNCH_PORT"], "--enable-metrics", "--trust-remote-code",
+    ]  # fmt: skip
+    assert found["notes"] == []
+
+
+@pytest.mark.parametrize("image", ["a100-fp8", "h200-fp8"])
+def test_r13_tuned_v3(launcher: Path, image: str) -> None:
+    """Accepted as it is, the launcher's own settings by their engine's names."""
+    words = ["--tensor-parallel-size", "4", "--quantization", "fp8", "--max-num-batched-tokens", "32768", "--max-num-seqs", "256"]
+
+    added, said = given(launcher, image, MODEL, *words)
+
+    assert sorted(added) == sorted(set(words) - {"--tensor-parallel-size", "4"})
+    assert said == []
+
+
+@pytest.mark.parametrize("image", ["a100-fp8", "h200-fp8", "v100-half"])
+def test_r14_invented_flag(launcher: Path, image: str) -> None:
+    """What no release has is refused by name with what to write instead; the port between nodes is a setting."""
+    (line,) = refusal(launcher, image, MODEL, "--nccl-clique-size", "4", "--master-port", "29500")
+
+    assert "has no --nccl-clique-size. No release of vLLM ever had it. Leave it out; GPUs that share layers are LAUNCH_TP" in line
+    assert "--master-port" not in " ".join(plan(launcher, image, MODEL, "--master-port", "29500")["command"])
+
+
+@pytest.mark.parametrize(
+    ("image", "words", "added", "said"),
+    [
+        ("h200-fp8", "--task generate", "--runner generate", ["--task generate: vLLM 0.25.1 has --runner generate"]),
+        ("h200-fp8", "--task embed", "--runner pooling --convert embed", ["--task embed: vLLM 0.25.1 has --runner pooling --convert embed"]),
+        ("v100-half", "--runner generate --convert none", "--task generate", [
+            "--runner generate: vLLM 0.9.2 has --task generate", "--convert none: left out. It was a part of --task.",
+        ]),
+        ("h200-fp8", "--enable-reasoning --reasoning-parser deepseek_r1", "--reasoning-parser deepseek_r1", [
+            "--enable-reasoning: left out, since vLLM 0.25.1 has no --enable-reasoning (to 0.9.2). --reasoning-parser alone switches it on.",
+        ]),
+        ("h200-fp8", "--swap-space 4", "", [
+            "--swap-space 4: left out, since vLLM 0.25.1 has no --swap-space (to 0.17.1). The V1 engine never swaps to the CPU's memory.",
+        ]),
+        ("v100-half", "--swap-space 4 --enable-reasoning", "--swap-space 4 --enable-reasoning", []),
+        ("h200-fp8", "--disable-log-requests", "--no-enable-log-requests", ["--disable-log-requests: vLLM 0.25.1 has --no-enable-log-requests"]),
+        ("v100-half", "--no-enable-log-requests", "--disable-log-requests", ["--no-enable-log-requests: vLLM 0.9.2 has --disable-log-requests"]),
+        ("h200-fp8", "--disable-chunked-prefill", "--no-enable-chunked-prefill", [
+            "--disable-chunked-prefill: vLLM 0.25.1 has --no-enable-chunked-prefill",
+        ]),
+        ("h200-fp8", "--disable-custom-all-reduce=False", "--no-disable-custom-all-reduce", [
+            "--disable-custom-all-reduce=False: vLLM 0.25.1 has --no-disable-custom-all-reduce",
+        ]),
+        ("h200-fp8", "--enforce-eager true", "--enforce-eager", ["--enforce-eager true: vLLM 0.25.1 has --enforce-eager"]),
+        ("h200-fp8", "--guided-decoding-backend xgrammar", "--structured-outputs-config.backend xgrammar", [
+            "--guided-decoding-backend xgrammar: vLLM 0.25.1 has --structured-outputs-config.backend xgrammar",
+        ]),
+        ("v100-half", "--cudagraph-capture-sizes 1 2 4", "--cuda-graph-sizes 1 2 4", [
+            "--cudagraph-capture-sizes 1 2 4: vLLM 0.9.2 has --cuda-graph-sizes 1 2 4",
+        ]),
+        ("h200-fp8", "--max_num_batched_tokens 8k --gpu_memory_utilization=0.8", "--max-num-batched-tokens 8k --gpu-memory-utilization 0.8", []),
+        ("h200-fp8", "-dp 2 -O3 -cc.cudagraph_mode FULL", "--data-parallel-size 2 --optimization-level 3 --compilation-config.cudagraph_mode FULL", []),
+        ("h200-fp8", '--hf-overrides {"a":1} --long-prefill-token-threshold -1', '--hf-overrides {"a":1} --long-prefill-token-threshold=-1', []),
+        ("h200-fp8", "--seed 1 --seed 2", "--seed 2", []),
+        ("a100-sglang", "--reasoning-parser deepseek_r1", "--reasoning-parser deepseek-r1", [
+            "--reasoning-parser deepseek_r1: SGLang 0.5.23 has --reasoning-parser deepseek-r1",
+        ]),
+        ("a100-sglang", "--cuda-graph-bs 1 2 4", "--cuda-graph-bs-decode 1 2 4", ["--cuda-graph-bs 1 2 4: SGLang 0.5.23 has --cuda-graph-bs-decode 1 2 4"]),
+        ("a100-sglang", "--enable-dp-attention --trust-remote-code=false", "--enable-dp-attention", [
+            "--trust-remote-code=false: left out, since --trust-remote-code is off unless given",
+        ]),
+        ("b200-fp4", "--reasoning-parser deepseek_r1 --max-num-tokens 1344", "--reasoning_parser deepseek-r1 --max_num_tokens 1344", [
+            "--reasoning-parser deepseek_r1: TensorRT-LLM 1.2.1 has --reasoning_parser deepseek-r1",
+        ]),
+    ],
+)  # fmt: skip
+def test_flags_become_the_releases(launcher: Path, image: str, words: str, added: str, said: list[str]) -> None:
+    """Flags of other releases and engines, in each form that an engine takes."""
+    bare = plan(launcher, image, MODEL)["command"]
+    found = plan(launcher, image, MODEL, *words.split())
+    start = next((index for index, (one, other) in enumerate(zip(bare, found["command"], strict=False)) if one != other), len(bare))
+
+    assert found["command"][start : start + len(found["command"]) - len(bare)] == added.split()
+    assert found["notes"] == said
+
+
+def test_a_flag_that_may_be_given_again(launcher: Path) -> None:
+    """Both middlewares of the user stand before the launcher's own."""
+    found = plan(launcher, "h200-fp8", MODEL, "--middleware", "a.b", "--middleware", "c.d")["command"]
+
+    assert found[-6:] == ["--middleware", "a.b", "--middleware", "c.d", "--middleware", "engineroom_drain.Drain"]
+
+
+@pytest.mark.parametrize(
+    ("image", "words", "message"),
+    [
+        ("h200-fp8", "--max-num-batched-token 9", "vLLM 0.25.1 has no --max-num-batched-token. Did you mean --max-num-batched-tokens?"),
+        ("h200-fp8", "--seed many", "--seed many: not a whole number."),
+        ("h200-fp8", "--gpu-memory-utilization all", "--gpu-memory-utilization all: not a number."),
+        ("h200-fp8", "--compilation-config {", "--compilation-config {: not JSON."),
+        ("h200-fp8", "--seed", "--seed wants a value."),
+        ("h200-fp8", "--enforce-eager=perhaps", "--enforce-eager is on or off: perhaps is neither true nor false."),
+        ("h200-fp8", "--task sing", "vLLM 0.25.1 has no --task sing (to 0.12.0). It was split into what runs (--runner) and what the model is turned into (--convert)."),
+        ("h200-fp8", "--rope-theta 1e6", "vLLM 0.25.1 has no --rope-theta (to 0.11.0). It is a part of the model's configuration. Give all of it: "),
+        ("h200-fp8", "--cuda-graph-sizes 64", "vLLM 0.25.1 has no --cuda-graph-sizes (to 0.12.0)."),
+        ("v100-half", "--attention-backend FLASHINFER_MLA", "vLLM 0.9.2 has no --attention-backend FLASHINFER_MLA (from 0.13.0)."),
+        ("v100-half", "--runner pooling", "Write --task embed, --task classify or --task reward."),
+        ("v100-half", "--use-v2-block-manager=false", "vLLM 0.9.2 cannot switch --use-v2-block-manager off."),
+        ("h200-fp8", "another/model", "Only one model can be served"),
+        ("h200-fp8", "--node-rank 0", "The engine's --node-rank is set by the launcher. Use LAUNCH_ROLE."),
+        ("a100-sglang", "--mem-fraction 0.8", "SGLang 0.5.23 has no --mem-fraction. Did you mean --mem-fraction-static?"),
+        ("a100-sglang", "--max-total-tokens 8k", "--max-total-tokens 8k: not a whole number."),
+        ("b200-fp4", "--backend vllm", "--backend vllm: not one of pytorch, tensorrt, _autodeploy."),
+    ],
+)  # fmt: skip
+@pytest.mark.fault(35)
+def test_fault_35_flags_that_cannot_be_are_named(launcher: Path, image: str, words: str, message: str) -> None:
+    """Refused by name, with the nearest real one or what to write instead."""
+    assert message in "\n".join(refusal(launcher, image, MODEL, *words.split()))
+
+
+def test_all_that_is_wrong_is_said_at_once(launcher: Path) -> None:
+    """Two bad flags and a bad variable are three lines."""
+    found = refusal(launcher, "h200-fp8", MODEL, "--foo", "--dtype", "fp7", LAUNCH_ARG_BLOCK_SIZE="big")
+
+    assert found == [
+        "LAUNCH_ARG_BLOCK_SIZE: --block-size big: not a whole number.",
+        "vLLM 0.25.1 has no --foo.",
+        "--dtype fp7: not one of auto, bfloat16, float, float16, float32, half.",
+    ]
+
+
+def test_variables_are_translated_as_flags_are(launcher: Path) -> None:
+    """LAUNCH_ARG_ of another release, and one that switches the image's own flag on; a flag wins over its variable."""
+    found = plan(
+        launcher, "v100-half", "--seed", "2", LAUNCH_MODEL=MODEL, LAUNCH_ARG_RUNNER="generate", LAUNCH_ARG_SEED="1",
+        LAUNCH_ARG_ENABLE_CHUNKED_PREFILL="true", LAUNCH_ARG_ENABLE_PREFIX_CACHING="false", LAUNCH_ARG_DISABLE_LORA="true",
+    )  # fmt: skip
+
+    assert found["command"][3:7] == ["--dtype", "half", "--enable-chunked-prefill", "--no-enable-prefix-caching"]
+    assert found["command"][-7:-2] == ["--task", "generate", "--seed", "2", "--no-enable-lora"]
+    assert found["notes"] == [
+        "LAUNCH_ARG_RUNNER=generate: vLLM 0.9.2 has --task generate",
+        "LAUNCH_ARG_DISABLE_LORA=true: vLLM 0.9.2 has --no-enable-lora",
+    ]
+
+
+def test_a_flag_that_was_a_variable(launcher: Path) -> None:
+    """On a release that has no such flag, the variable is set for the engine."""
+    found = plan(launcher, "v100-half", MODEL, "--attention-backend", "XFORMERS")
+
+    assert found["environment"]["VLLM_ATTENTION_BACKEND"] == "XFORMERS"
+    assert found["notes"] == ["--attention-backend XFORMERS: vLLM 0.9.2 has the variable VLLM_ATTENTION_BACKEND=XFORMERS"]
+
+
+@pytest.mark.parametrize(
+    ("image", "variable", "warning"),
+    [
+        ("h200-fp8", "VLLM_ATTENTION_BACKEND", "VLLM_ATTENTION_BACKEND does nothing in vLLM 0.25.1: releases to 0.14.1 read it. Write --attention-backend."),
+        ("v100-half", "VLLM_ATTENTION_BACKEND", None),
+        ("h200-fp8", "VLLM_USE_V1", "VLLM_USE_V1 does nothing in vLLM 0.25.1: releases to 0.11.0 read it. There is no other engine: unset it."),
+        ("v100-half", "VLLM_USE_FLASHINFER_MOE_FP8", "VLLM_USE_FLASHINFER_MOE_FP8 does nothing in vLLM 0.9.2: releases from 0.10.0 to 0.23.0 read it. Later ones have --moe-backend."),
+        ("a100-fp8", "VLLM_USE_FLASHINFER_MOE_FP8", None),
+        ("a100-sglang", "VLLM_USE_V1", None),
+    ],
+)  # fmt: skip
+def test_variables_that_do_nothing_are_named(launcher: Path, image: str, variable: str, warning: str | None) -> None:
+    """A variable that this release does not read gets a warning."""
+    assert plan(launcher, image, MODEL, **{variable: "1"})["warnings"] == ([warning] if warning else [])
+
+
+def test_the_images_own_flags_are_checked(launcher: Path, tmp_path: Path) -> None:
+    """What image.json adds is checked as well as what the user gives."""
+    facts = json.loads((launcher / "h200-fp8/image.json").read_text())
+    (tmp_path / "image.json").write_text(json.dumps({**facts, "args": {"dtype": "fp7"}}))
+    shutil.copy(launcher / "h200-fp8/flags.json", tmp_path)
+
+    assert refusal(tmp_path, ".", MODEL) == ["--dtype fp7: not one of auto, bfloat16, float, float16, float32, half."]
+
+
+def test_without_a_snapshot_flags_go_as_they_are(launcher: Path, tmp_path: Path) -> None:
+    """Somebody's own image.json: nothing is checked, and that is said; a first word is still the model."""
+    shutil.copy(launcher / "h200-fp8/image.json", tmp_path)
+
+    found = plan(tmp_path.parent, tmp_path.name, MODEL, "--foo", "1")
+
+    assert (found["model"], found["command"][-2:]) == (MODEL, ["--foo", "1"])
+    assert found["warnings"] == [f"there is no flags.json beside {tmp_path}/image.json: the engine's flags are not checked"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"engine": "vllm", "version": "1", "flags": [{"names": "--x"}]}', "{", "\x00"])
+def test_a_snapshot_of_another_kind_is_named(launcher: Path, tmp_path: Path, text: str) -> None:
+    """A flags.json that is not one is refused by name."""
+    shutil.copy(launcher / "h200-fp8/image.json", tmp_path)
+    (tmp_path / "flags.json").write_text(text)
+
+    assert "flags.json is no snapshot of an engine's flags" in refusal(tmp_path, ".", MODEL)[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("h200-fp8", "--tensor-parallel-size 2 --max-model-len 8k --max-num-seqs 16 --served-model-name r1"),
+        ("h200-fp8", "-tp 2 --max_model_len=8000 --max_num_seqs=16 --served_model_name=r1"),
+        ("a100-sglang", "--tp-size 2 --context-length 8000 --max-running-requests 16 --served-model-name r1"),
+        ("b200-fp4", "--tp_size 2 --max_seq_len 8000 --max_batch_size 16 --model-name r1"),
+    ],
+)
+def test_engine_spellings_are_settings(launcher: Path, image: str, words: str) -> None:
+    """What the launcher must know is a setting by whatever name an engine has for it, and wins over its variable."""
+    found = plan(launcher, image, MODEL, *words.split(), LAUNCH_TP="4", LAUNCH_MAX_SEQS="8")
+
+    assert (found["tp"], found["model_name"]) == (2, "r1")
+    assert {"8000", "16"} <= set(found["command"])
+    assert not {"4", "8"} & set(found["command"])
+
+
+@pytest.mark.parametrize("flag", ["TENSOR_PARALLEL_SIZE", "TP", "MAX_NUM_SEQS", "CONTEXT_LENGTH", "MASTER_PORT", "MODEL"])
+def test_settings_are_no_engine_variables(launcher: Path, flag: str) -> None:
+    """LAUNCH_ARG_ for a setting names the setting's own variable, so that the two cannot differ."""
+    assert "is set by the launcher. Use LAUNCH_" in refusal(launcher, "h200-fp8", MODEL, **{f"LAUNCH_ARG_{flag}": "2"})[0]
+
+
+def test_flags_with_an_h_in_them_are_not_help(launcher: Path) -> None:
+    """-dph is a flag of vLLM; -h alone is help."""
+    assert "--data-parallel-hybrid-lb" in plan(launcher, "h200-fp8", MODEL, "-dph")["command"]
+    assert serve(launcher, "h200-fp8", "-h").output.startswith("Usage: ")
+
+
+# The data ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def claims() -> Iterator[tuple[str, flags.Change]]:
+    """Every row with each pinned release that it is for."""
+    for release in RELEASES:
+        known = snapshot(release)
+        for change in flags.changes(known.engine):
+            if change.is_for(known.version):
+                yield release, change
+
+
+@pytest.mark.parametrize(("release", "change"), list(claims()), ids=lambda item: item.flag if isinstance(item, flags.Change) else item)
+def test_each_change_holds_in_each_release(release: str, change: flags.Change) -> None:
+    """The release does not have the old flag, and takes what the row writes instead."""
+    known = snapshot(release)
+    lines = [change.becomes, *([] if change.variable else change.values.values())]
+
+    if change.since or change.until or not change.values:
+        assert known.find(change.flag) is None
+    for line in lines:
+        for word in flags.read(known, line):
+            flag = known.find(word.name)
+            assert flag, word
+            if word.values and word.values != ("{}",):
+                assert list(flags.wrong_values(known, flag, word)) == []
+
+
+def test_every_row_is_for_a_pinned_release_and_says_why() -> None:
+    """No row is there for nothing; each has one action, a reason, a source and no more than one bound."""
+    rows = [(engine, change) for engine in flags.TITLES for change in flags.changes(engine)]
+    used = {(snapshot(release).engine, change.flag, change.since, change.until) for release, change in claims()}
+
+    assert [change.flag for engine, change in rows if (engine, change.flag, change.since, change.until) not in used] == []
+    assert [change.flag for _, change in rows if not (change.why and change.source)] == []
+    assert [change.flag for _, change in rows if change.since and change.until] == []
+    assert [change.flag for _, change in rows if change.drop + bool(change.becomes) + bool(change.values) > 1] == []
+    assert [change.flag for _, change in rows if change.switch and "{}" in change.becomes] == []
+
+
+def test_flags_are_there_in_the_releases_that_had_them() -> None:
+    """A row's bounds are right: pinned releases up to the last, and from the first on, have the flag."""
+    known = [snapshot(release) for release in RELEASES]
+    outside = [(each, change) for each in known for change in flags.changes(each.engine) if not change.is_for(each.version)]
+
+    assert outside
+    assert [(each.title, change.flag) for each, change in outside if not each.find(change.flag)] == []
+
+
+# Anything at all --------------------------------------------------------------------------------------------------------------------------
+
+CASES = int(os.environ.get("FLAG_CASES", "2000"))  # make test has 10,000
+ODD = ["", " ", "-", "--", "---", "=", "-1", "1e999", "9" * 5000, "$(touch owned)", "`id`", "; reboot", "a b", "{", "[" * 3000, "None", "true", "é", "\n", "../..", "%s", "{}", "-Z", "8k", "nan"]  # fmt: skip
+
+
+def word(pick: random.Random, known: flags.Snapshot) -> list[str]:
+    """One flag, real or not, with or without a value of some kind."""
+    real = list(known.flags)
+    other = [change.flag for change in flags.changes(known.engine)]
+    own = [f"--{name}" for name in settings.OWN_FLAGS]
+    name = pick.choice(
+        [
+            *pick.choices(real, k=6),
+            *pick.choices(other, k=3),
+            pick.choice(own),
+            "--" + "".join(pick.choices("abc-_.=+ é", k=5)),
+            pick.choice(ODD),
+        ]
+    )
+    name = pick.choice([name, name, name.replace("-", "_"), f"--no-{name[2:]}", f"{name}.key"])
+    value = pick.choice(["1", "true", "False", "auto", "generate", *pick.choices(ODD, k=3)])
+    return pick.choice([[name], [name, value], [f"{name}={value}"], [name, value, value]])
+
+
+def variables(pick: random.Random, known: flags.Snapshot) -> dict[str, str]:
+    """A few variables, settings and flags."""
+    names = [setting.variable for setting in settings.SETTINGS if setting.name not in ("image", "port", "model")]
+    names += [f"LAUNCH_ARG_{name.lstrip('-').upper().replace('-', '_')}" for name in pick.choices(list(known.flags), k=4)]
+    names += ["LAUNCH_ARG_", "LAUNCH_ODD", "LAUNCH_ARG_é", "VLLM_USE_V1"]
+    return {name: pick.choice(["1", "2", "true", "ray", *pick.choices(ODD, k=2)]) for name in pick.choices(names, k=pick.randrange(3))}
+
+
+@pytest.mark.timeout(900)
+def test_any_settings_and_flags_end_in_a_plan_or_a_sentence(launcher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is given: no traceback, a list of words or exit 2 or 78, and nothing is run. The seed is fixed: a failure comes again."""
+
+    def ran(*args: object, **_: object) -> NoReturn:
+        raise AssertionError(f"something was run: {args}")
+
+    for module, name in ((subprocess, "run"), (subprocess, "Popen"), (os, "system"), (os, "popen"), (os, "execvp"), (os, "execv"), (os, "posix_spawn"), (os, "fork")):  # fmt: skip
+        monkeypatch.setattr(module, name, ran)
+    monkeypatch.setattr(flags, "load", functools.cache(flags.load))
+    monkeypatch.setattr(flags, "did_you_mean", lambda *_: "")  # the slowest part, tested above
+    monkeypatch.setattr(cli.checks, "run", lambda _: [])
+    pick = random.Random(5)
+    codes = {0: 0, 2: 0, 78: 0}
+    for case in range(CASES):
+        image = pick.choice(IMAGES)
+        known = flags.load(str(launcher / image / "flags.json"))
+        assert known
+        words = [part for _ in range(pick.randrange(4)) for part in word(pick, known)]
+        env = variables(pick, known)
+        for name, value in {**env, "LAUNCH_IMAGE": str(launcher / image / "image.json"), "LAUNCH_MODEL": MODEL}.items():
+            monkeypatch.setenv(name, value)
+        try:
+            code = one(words)
+        except Exception as error:  # noqa: BLE001 - the test is that there is none
+            pytest.fail(f"case {case}: {image} {words} {env}: {error!r}")
+        finally:
+            for name in env:
+                monkeypatch.delenv(name)
+        assert code in codes, (case, image, words, env, code)
+        codes[code] += 1
+
+    assert min(codes.values()) > CASES / 100  # each way out is tried
+    assert not Path("owned").exists()
+
+
+def one(words: list[str]) -> int:
+    """The exit code of a dry run; what it prints is a plan whose command is a list of words, or a sentence."""
+    result = CliRunner().invoke(cli.cli, ["serve", "--dry-run", "--json", *words])
+    if isinstance(result.exception, LaunchError):
+        assert str(result.exception)
+        return result.exception.exit_code
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    if result.exit_code == 0 and "-h" not in words and "--help" not in words:
+        command = json.loads(result.output)["command"]
+        assert isinstance(command, list)
+        assert all(isinstance(part, str) for part in command)
+    return result.exit_code
