@@ -16,7 +16,8 @@ from typing import NamedTuple
 FILE = os.path.join(os.path.dirname(__file__), "fingerprints.toml")
 LONGEST = 2000  # so many characters of a line are read
 NOTED = 20  # so many lines that look like a cause are kept
-SHOWN = 5  # and so many of them shown, where the cause is not known
+SHOWN = 5  # and so many of them shown, where the cause is not known,
+WIDTH = 300  # each as far as this
 RESTART = "INFO [launch] image "  # the launcher's first line: what came before it belongs to an earlier life of the container
 
 COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
@@ -54,7 +55,9 @@ CALM = re.compile(r"\b(?:DEBUG|INFO|WARNING)\b|\[[IWD]\d*[\] ]")
 INDENTED = re.compile(r"(?:^|[^:\s])\s{2,}$")  # the code lines of a traceback
 SUSPECT = re.compile(r"(?i)error|exception|fatal|critical|\babort|segmentation fault|core dumped|\bkilled|\bdied")
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)(?:\([\w.]+\))?(?:: |$)")
-ECHO = re.compile(r"(?i).*(?:stack ?trace|root cause|traceback)|Process \w+:|EngineCore failed")  # speaks of a cause and does not say it
+ECHO = re.compile(
+    r"(?i).*(?:stack ?trace|root cause|traceback)|Process \w+:|EngineCore (?:failed|encountered)"
+)  # speaks of a cause and does not say it
 
 
 class Fingerprint(NamedTuple):
@@ -167,8 +170,12 @@ class Log:
         best = max(likely, key=weight)
         found = self.found[best.name]
         values = found.match.groupdict()
-        more = tuple(clue for clue in self.clues() if clue.message != found.clue.message) if best.consequence else ()
-        return Explanation(best.name, best.cause.format(**values), best.fix.format(**values), found.clue, more)
+        more = (
+            [clue for clue in self.clues() if clue.message != found.clue.message and not ECHO.match(clue.message)]
+            if best.consequence
+            else []
+        )
+        return Explanation(best.name, best.cause.format(**values), best.fix.format(**values), found.clue, tuple(more))
 
     def clues(self) -> list[Clue]:
         """What looks most like a cause where none is known: exceptions that say something, else whatever complains."""
@@ -185,16 +192,22 @@ def explain(lines: Iterable[str], engine: str = "") -> Explanation | None:
     return log.explanation()
 
 
-def report(log: Log) -> str:
+def report(log: Log, *, numbered: bool = False) -> str:
     """An explanation for people; an honest one where the cause is not known; empty where nothing looks like a cause."""
+
+    def shown(clue: Clue) -> str:
+        text = "".join(letter if letter.isprintable() else " " for letter in clue.message)
+        text = text if len(text) <= WIDTH else f"{text[:WIDTH]}…"
+        return f"line {clue.line}: {text}" if numbered else text
+
     known = log.explanation()
     if known:
-        lines = [f"Cause: {known.cause}", f"Fix: {known.fix}", f"Seen in: {known.evidence.message}"]
-        clues, title = known.more, "It may follow from another failure; these lines may say more:"
+        lines = [f"Cause: {known.cause}", f"Fix: {known.fix}", f"Seen in: {shown(known.evidence)}"]
+        clues, title = known.more, "It may follow from another failure, and these lines may say more:"
     else:
         lines, clues = [], tuple(log.clues())
         title = "The cause is not one that is known here; these are the lines that look like it:"
-    return "\n".join([*lines, *([title] if clues else []), *(f"  {clue.message}" for clue in clues)])
+    return "\n".join([*lines, *([title] if clues else []), *(f"  {shown(clue)}" for clue in clues)])
 
 
 def _end(pattern: re.Pattern[str], line: str, start: int) -> int:

@@ -7,7 +7,7 @@ import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -236,6 +236,20 @@ def audit(target: str, gpu: str | None, as_json: bool) -> None:
         click.echo(json.dumps(result, indent=1))
     summary = auditing.summary(target, result)
     click.echo(summary, err=as_json)
+
+
+@cli.command()
+@click.argument("file", type=click.File(errors="replace"), default="-")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def explain(file: IO[str], as_json: bool) -> None:
+    """Say why an engine died, from its log: FILE, or standard input as in `docker logs NAME 2>&1 | engineroom explain`. Exit status 1: not known."""
+    from engineroom import explaining
+
+    if file.isatty():
+        note("Reading a log from the terminal; Ctrl-D ends it.")
+    log = explaining.read(file)
+    click.echo(explaining.as_json(log) if as_json else explaining.as_text(log))
+    sys.exit(0 if log.explanation() else 1)
 
 
 @cli.command()
