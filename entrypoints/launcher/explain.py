@@ -35,7 +35,7 @@ HEAD = re.compile(
     | \[[IWEF]\d*\s[^\]]*\]\s | [IWEF]\d{4}\s[\d:.]+\s\d+\s\S+\]\s                # torch
     | \[[\d-]+\s[\d:,]+\s[A-Z]\s\d+\s\d+\]\s | \w+\.(?:cc|h):\d+:\s+ | [\d-]+\s[\d:,]+\s+[A-Z]+\s\w+\.py:\d+\s--\s  # Ray
     | [\d-]+\s[\d:,.]+\s-\s\w+\s-\s                                               # logging of Python
-    | [\w.-]+:\d+:\d+\s\[\d+\]\s(?:[\w/]+\.\w+:\d+\s)?                           # NCCL
+    | [\w.-]+:\d+:\d+\s\[\d+\]\s(?:[\w/]+\.\w+:\d+\s)?                            # NCCL
     | [^|\[\]]{0,80}\|[^|]*\|\s[^\[\]]*\[[^\[\]]*(?:it/s|s/it|B/s)\]              # a progress bar, which ends no line
     )*""",
     re.VERBOSE,
@@ -55,13 +55,12 @@ CALM = re.compile(r"\b(?:DEBUG|INFO|WARNING)\b|\[[IWD]\d*[\] ]")
 INDENTED = re.compile(r"(?:^|[^:\s])\s{2,}$")  # the code lines of a traceback
 SUSPECT = re.compile(r"(?i)error|exception|fatal|critical|\babort|segmentation fault|core dumped|\bkilled|\bdied")
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)(?:\([\w.]+\))?(?:: |$)")
-ECHO = re.compile(
-    r"(?i).*(?:stack ?trace|root cause|traceback)|Process \w+:|EngineCore (?:failed|encountered)"
-)  # speaks of a cause and does not say it
+# Speaks of a cause and does not say it.
+ECHO = re.compile(r"(?i).*(?:stack ?trace|root cause|traceback)|Process \w+:|EngineCore (?:failed|encountered)")
 
 
 class Fingerprint(NamedTuple):
-    """A known cause. `also` has to be in the log as well; a `consequence` counts only where no cause is found that it may follow from."""
+    """A known cause. `also` has to be in the log as well. A `weak` one counts only where no other is found: it often follows from one, or kills nobody."""
 
     name: str
     cause: str
@@ -70,7 +69,7 @@ class Fingerprint(NamedTuple):
     pattern: re.Pattern[str]
     also: re.Pattern[str] | None
     engines: tuple[str, ...]
-    consequence: bool
+    weak: bool
 
 
 class Clue(NamedTuple):
@@ -81,7 +80,7 @@ class Clue(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Why an engine died, and the line that says so. `more` are other lines to look at where the cause may follow from another."""
+    """Why an engine died, and the line that says so. `more` are other lines to look at where the cause is a weak one."""
 
     name: str
     cause: str
@@ -112,7 +111,7 @@ def fingerprints() -> tuple[Fingerprint, ...]:
             pattern=re.compile(row["pattern"]),
             also=re.compile(row["also"]) if "also" in row else None,
             engines=tuple(row.get("engines", ())),
-            consequence=row.get("consequence", False),
+            weak=row.get("weak", False),
         )
         for name, row in rows.items()
     )
@@ -158,23 +157,19 @@ class Log:
                 self.also.add(known.name)
 
     def explanation(self) -> Explanation | None:
-        """The cause, if it is a known one: rather one that is no consequence, then the one that more of a line matches, then the first."""
+        """The cause, if it is a known one: rather one that is not weak, then the one that more of a line matches, then the first."""
         likely = [known for known in self.known if known.name in self.found and (not known.also or known.name in self.also)]
         if not likely:
             return None
 
         def weight(known: Fingerprint) -> tuple[bool, int, bool, int]:
             found = self.found[known.name]
-            return (not known.consequence, found.length, bool(known.also), -found.clue.line)
+            return (not known.weak, found.length, bool(known.also), -found.clue.line)
 
         best = max(likely, key=weight)
         found = self.found[best.name]
         values = found.match.groupdict()
-        more = (
-            [clue for clue in self.clues() if clue.message != found.clue.message and not ECHO.match(clue.message)]
-            if best.consequence
-            else []
-        )
+        more = [clue for clue in self.clues() if clue.message != found.clue.message and not ECHO.match(clue.message)] if best.weak else []
         return Explanation(best.name, best.cause.format(**values), best.fix.format(**values), found.clue, tuple(more))
 
     def clues(self) -> list[Clue]:

@@ -399,9 +399,12 @@ class Supervisor:
         """The error, why it came to that, and the engine's last lines."""
         why = self._why() if isinstance(error, (EngineDied, StartTimeout)) else ""
         head = "\n".join(part for part in (str(error), why) if part)
-        output = self.engine.output() if self.engine else ""
+        if not self.engine:
+            _last_words(head, "")
+            return type(error)(head)
+        output = self.engine.output()
         _last_words(head, output)
-        return type(error)(f"{head}\nIts last {len(output.splitlines())} lines:\n{output}" if output else head)
+        return type(error)(f"{head}\nIts last {min(len(self.engine.kept), TAIL_LINES)} lines:\n{output}")
 
     def _why(self) -> str:
         """What the engine's end came from, as far as the kernel and its own output say; empty when they say nothing."""

@@ -114,10 +114,10 @@ def test_a_visitor_cannot_put_a_cause_into_the_log(quote: str) -> None:
 
 def test_a_root_cause_wins_over_what_follows_from_it() -> None:
     """Whichever was written first."""
-    consequences = [evidence(known.name) for known in KNOWN.values() if known.consequence]
-    roots = [known.name for known in KNOWN.values() if not known.consequence]
+    weak = [evidence(known.name) for known in KNOWN.values() if known.weak]
+    roots = [known.name for known in KNOWN.values() if not known.weak]
 
-    assert [name for name in roots if cause([*consequences, *lines(name)]) != name or cause([*lines(name), *consequences]) != name] == []
+    assert [name for name in roots if cause([*weak, *lines(name)]) != name or cause([*lines(name), *weak]) != name] == []
 
 
 def test_the_more_specific_cause_wins() -> None:
@@ -158,7 +158,7 @@ def test_values_of_the_log_are_in_the_fix() -> None:
     assert "LAUNCH_MAX_MODEL_LEN=5632 or less" in found.fix
 
 
-def test_a_consequence_comes_with_what_else_was_said() -> None:
+def test_a_weak_cause_comes_with_what_else_was_said() -> None:
     """A worker that died is hardly the cause: the exception beside it may be."""
     text = explain.report(read("ERROR 11-08 11:01:28 [w.py:1] ValueError: boom\n" + "\n".join(lines("worker-died"))))
 
