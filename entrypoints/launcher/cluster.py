@@ -115,10 +115,11 @@ class Node:
                 raise Refused(f"Ray refuses the cluster's token; give every node the same LAUNCH_CLUSTER_TOKEN.\nIts last words:\n{output}")
             last = output.splitlines()[-1].strip(" |")
             self.say(f"Ray did not start in {time.monotonic() - began:.0f} s, try {number} of {raynode.START_TRIES}: {last}")
-        raise StartTimeout(
-            f"Ray did not start on this node in {raynode.START_TRIES} tries. A machine that is too busy is the usual cause: Ray gives itself 30 s.\n"
-            f"Its last words:\n{output}"
-        )
+        from launcher.explain import explain  # only when something is wrong
+
+        known = explain(output.splitlines())
+        why = f"{known.cause}\n{known.fix}" if known else "A machine that is too busy is the usual cause: Ray gives itself 30 s."
+        raise StartTimeout(f"Ray did not start on this node in {raynode.START_TRIES} tries. {why}\nIts last words:\n{output}")
 
 
 class Head(Node):

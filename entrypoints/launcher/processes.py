@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import time
 
+# Where the kernel counts the processes of this container that it killed for want of memory: cgroup v2, v1.
+# https://docs.kernel.org/admin-guide/cgroup-v2.html
+OOM_COUNTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here, since a child between fork and exec must take no lock
 
@@ -79,6 +83,16 @@ def ending(code: int) -> str:
         return f"ended with status {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"was killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+
+
+def oom_kills() -> int | None:
+    """How many processes of this container the kernel has killed for want of memory, the container's or the machine's; None where it does not say."""
+    for path in OOM_COUNTS:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+            found = re.search(r"^oom_kill (\d+)$", file.read(), re.MULTILINE)
+            if found:
+                return int(found[1])
+    return None
 
 
 def _prctl(option: int, value: int) -> None:

@@ -20,12 +20,14 @@ from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.plan import LaunchPlan
 from launcher.probe import TOKEN_TIMEOUT, Server, State
-from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants
+from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants, oom_kills
 
 if TYPE_CHECKING:
     from launcher import cluster
 
-TAIL_LINES = 50
+TAIL_LINES = 50  # shown at the end
+KEPT_LINES = 2000  # and kept to explain it: the cause stands above the tracebacks of every rank
+KEPT_BYTES = 4096  # of a line, from its beginning
 LOADING_GRACE = 5.0  # a load can be repeated: it gets little time
 IDLE_CHECKS = 2  # so many looks a second apart must find nothing running: counters lag behind requests
 WORKER_GRACE = 5.0  # after the head's own deadline
@@ -36,6 +38,7 @@ WATCH_SECONDS = 5.0
 FAILURES = 3  # so many failed probes in a row are a dead engine
 TICK = 0.25
 TERMINATION_LOG = "/dev/termination-log"  # where Kubernetes reads a container's last words
+TERMINATION_SIZE = 4000  # characters; Kubernetes reads 4096 bytes
 
 STOP = {signal.SIGTERM, signal.SIGINT}
 FORWARD = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
@@ -56,7 +59,7 @@ class Child:
     def __init__(self, command: list[str], environment: dict[str, str], *, quiet: bool, death: re.Pattern[bytes] | None) -> None:
         """Not started yet."""
         self.command, self.environment, self.quiet, self.death = command, environment, quiet, death
-        self.tail: collections.deque[bytes] = collections.deque(maxlen=TAIL_LINES)
+        self.kept: collections.deque[bytes] = collections.deque(maxlen=KEPT_LINES)
         self.started, self.ended = threading.Event(), threading.Event()
         self.status: int | None = None
         self.error: EngineDied | None = None
@@ -96,13 +99,17 @@ class Child:
         """Whether it has ended within so many seconds."""
         return self.ended.wait(seconds)
 
+    def lines(self) -> list[str]:
+        """What it wrote, as far as it is kept."""
+        self.pump.join(timeout=2)
+        return [line.decode("utf-8", "replace").rstrip() for line in list(self.kept)]
+
     def output(self) -> str:
         """Its last lines, indented."""
-        self.pump.join(timeout=2)
-        return "\n".join(f"  | {line.decode('utf-8', 'replace').rstrip()}" for line in list(self.tail)) or "  | (nothing)"
+        return "\n".join(f"  | {line}" for line in self.lines()[-TAIL_LINES:]) or "  | (nothing)"
 
     def _pump(self, stream: IO[bytes]) -> None:
-        """Pass the output on, and keep its last lines."""
+        """Pass the output on, and keep the end of it."""
         rest = b""
         while chunk := os.read(stream.fileno(), 65536):  # not by lines: a progress bar ends none
             if not self.quiet:
@@ -110,12 +117,12 @@ class Child:
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.buffer.flush()
             *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
-            self.tail.extend(line for line in lines if line)
+            self.kept.extend(line[:KEPT_BYTES] for line in lines if line)
             if self.death and not self.last_words:
                 found = next((line for line in lines if self.death.match(line)), None)
                 self.last_words = (time.monotonic(), found.decode("utf-8", "replace").strip()) if found else None
-            rest = rest[-4096:]
-        self.tail.extend([rest] if rest else [])
+            rest = rest[:KEPT_BYTES]  # its beginning: cut in the middle, what a visitor wrote could pass for the engine's own words
+        self.kept.extend([rest] if rest else [])
 
 
 class Supervisor:
@@ -150,6 +157,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some parents, and then nothing could be reaped
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         self.began = time.monotonic()
+        self.oom_kills = oom_kills()
         try:
             self.state.write("loading" if self.plan.serves else "worker joining")
         except OSError as error:
@@ -388,9 +396,34 @@ class Supervisor:
                     raise suspect or EngineDied(f"The engine runs and no token comes out: {error}.") from None
 
     def _with_tail(self, error: LaunchError) -> LaunchError:
-        shown = f"\nIts last {len(self.engine.tail)} lines:\n{self.engine.output()}" if self.engine else ""
-        found = type(error)(f"{error}{shown}")
-        _last_words(str(found))
+        """The error, why it came to that, and the engine's last lines."""
+        why = self._why() if isinstance(error, (EngineDied, StartTimeout)) else ""
+        head = "\n".join(part for part in (str(error), why) if part)
+        if not self.engine:
+            _last_words(head, "")
+            return type(error)(head)
+        output = self.engine.output()
+        _last_words(head, output)
+        return type(error)(f"{head}\nIts last {min(len(self.engine.kept), TAIL_LINES)} lines:\n{output}")
+
+    def _why(self) -> str:
+        """What the engine's end came from, as far as the kernel and its own output say; empty when they say nothing."""
+        if not self.engine:
+            return ""
+        from launcher import explain  # not needed by a server that runs
+
+        before, now = self.oom_kills, oom_kills()
+        short = before is not None and now is not None and now > before
+        log = explain.Log(self.plan.engine)
+        for line in [f"memory.events: oom_kill {before} -> {now}"] if short else self.engine.lines():
+            log.add(line)
+        found = explain.report(log)
+        if self.engine.status == -signal.SIGKILL and not (self.killed or found):
+            return (
+                "Cause: not known. Where nobody sent the signal, the machine is out of memory: `dmesg | grep -i 'killed process'` on the host tells."
+                if now is None
+                else "Cause: not known. The kernel's count of processes killed for want of memory has not risen: somebody sent the signal, or a watchdog did."
+            )
         return found
 
     def _age(self) -> str:
@@ -412,7 +445,9 @@ def say(text: str) -> None:
         print(f"INFO [launch] {text}", file=sys.stderr, flush=True)
 
 
-def _last_words(text: str) -> None:
+def _last_words(head: str, output: str) -> None:
+    """What Kubernetes shows of a container that ended: the cause, and as much of the output's end as there is room for."""
+    room = max(TERMINATION_SIZE - len(head) - 1, 0)
     with contextlib.suppress(OSError), open(TERMINATION_LOG, "r+", encoding="utf-8") as file:  # only where it exists
-        file.write(text[-4000:])
+        file.write(f"{head[:TERMINATION_SIZE]}\n{output[len(output) - min(room, len(output)) :]}")
         file.truncate()

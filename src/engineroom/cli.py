@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -281,6 +281,20 @@ def plan(stack: str | None, model: str | None, gpus: str | None, nodes: int, as_
     else:
         head = ("Model", "On", "Held in", "Image", "Longest context", "At once, of 8,192 tokens")
         click.echo(plan_text.table([head, *map(plan_text.summary, found)]))
+
+
+@cli.command()
+@click.argument("file", type=click.File(errors="replace"), default="-")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def explain(file: IO[str], as_json: bool) -> None:
+    """Say why an engine died, from its log: FILE, or standard input as in `docker logs NAME 2>&1 | engineroom explain`. Exit status 1: not known."""
+    from engineroom import explaining
+
+    if file.isatty():
+        note("Reading a log from the terminal; Ctrl-D ends it.")
+    log = explaining.read(file)
+    click.echo(explaining.as_json(log) if as_json else explaining.as_text(log))
+    sys.exit(0 if log.explanation() else 1)
 
 
 @cli.command()

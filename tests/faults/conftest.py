@@ -24,17 +24,20 @@ FACTS = {
 }  # fmt: skip
 
 
+START = "from launcher.cli import main; main()"
+
+
 class Launched:
     """A running launcher: its port, its output so far, its exit code."""
 
-    def __init__(self, folder: Path, port: int, arguments: list[str], env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, port: int, start: str, arguments: list[str], env: dict[str, str]) -> None:
         self.port = port
         self.output_file = folder / "output"
         path = f"{ROOT / 'tests/stubs'}:{os.environ['PATH']}"
         base = {"PATH": path, "PYTHONPATH": str(ROOT / "entrypoints"), "TMPDIR": str(folder), "LAUNCH_PORT": str(port)}
         with self.output_file.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from launcher.cli import main; main()", *arguments],
+                [sys.executable, "-c", start, *arguments],
                 env={**base, **env},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -81,14 +84,14 @@ def free_port() -> int:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-    """Start launchers; all that are left are killed afterwards."""
+    """Start launchers; all that are left are killed afterwards. `before` is Python to run first."""
     started: list[Launched] = []
 
-    def start(*arguments: str, **env: str) -> Launched:
+    def start(*arguments: str, before: str = "", **env: str) -> Launched:
         image = tmp_path / "image.json"
         image.write_text(json.dumps(FACTS))
         defaults = {"LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(small_model(tmp_path / "model"))}
-        started.append(Launched(tmp_path, free_port(), list(arguments), {**defaults, **env}))
+        started.append(Launched(tmp_path, free_port(), before + START, list(arguments), {**defaults, **env}))
         return started[-1]
 
     yield start

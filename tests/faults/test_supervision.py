@@ -13,6 +13,7 @@ import pytest
 from faults.conftest import Launched
 
 Launch = Callable[..., Launched]
+LOGS = Path(__file__).parents[1] / "data/logs"
 
 
 def alive(pid: int) -> bool:
@@ -242,3 +243,48 @@ def test_health_tells_draining_from_ready(launch: Launch) -> None:
 
         assert launch("health", "--ready", **env).exit_code(10) == 69
         assert launch("health", **env).exit_code(10) == 0
+
+
+def test_the_end_is_explained(launch: Launch) -> None:
+    """Cause, fix and the line that says so come first, from far above the last lines, and in the termination log as well."""
+    launched = launch(
+        STUB_LOG=str(LOGS / "cuda-oom-loading.log"), STUB_LINES_AFTER="400", STUB_EXITS_AFTER="1", STUB_STATUS="1",
+    )  # fmt: skip
+
+    assert launched.exit_code(20) == 70
+    said = launched.output.partition("ERROR [launch] ")[2].splitlines()
+    assert [line.partition(":")[0] for line in said[1:5]] == ["Cause", "Fix", "Seen in", "Its last 50 lines"]
+    assert "weights do not fit" in said[1]
+
+
+def test_an_unknown_end_is_not_explained(launch: Launch, tmp_path: Path) -> None:
+    """Where the cause is not known it is not guessed: the exception is shown as what it is."""
+    log = tmp_path / "log"
+    log.write_text(
+        "ERROR 01-01 00:00:00 [core.py:1] ValueError: never seen before\nRuntimeError: Engine core initialization failed. See root cause above.\n"
+    )
+    launched = launch(STUB_LOG=str(log), STUB_EXITS_AFTER="1", STUB_STATUS="1")
+
+    assert launched.exit_code(20) == 70
+    assert (
+        "The cause is not one that is known here; these are the lines that look like it:\n  ValueError: never seen before\nIts last"
+        in launched.output
+    )
+
+
+@pytest.mark.fault(34)
+@pytest.mark.parametrize(
+    ("after", "text"),
+    [("1", "Cause: The memory of the machine, or of the container, ran out"), ("0", "has not risen: somebody sent the signal")],
+)
+def test_fault_34_out_of_memory(launch: Launch, tmp_path: Path, after: str, text: str) -> None:
+    """A SIGKILL is laid to memory where the kernel counts one more process killed for it, and not where it does not."""
+    count = tmp_path / "memory.events"
+    count.write_text("oom 3\noom_kill 0\noom_group_kill 0\n")
+    launched = launch(before=f"from launcher import processes; processes.OOM_COUNTS = ({str(count)!r},); ")
+    launched.wait_for("ready after")
+    count.write_text(f"oom 4\noom_kill {after}\noom_group_kill 0\n")
+    os.kill(launched.engine_pid(), signal.SIGKILL)
+
+    assert launched.exit_code(10) == 70
+    assert text in launched.output
