@@ -43,7 +43,7 @@ def cluster_token(host: Host, stack: str, nodes: int) -> Check:
     name, file, folder = "cluster token", host.cluster_token, host.root / "secrets"
     lacking = _lacking(file) if file else "is not set"
     if file and not lacking:
-        return _rights(name, file)
+        return _rights(name, "CLUSTER_TOKEN_FILE", file, folder)
     return Check(
         name,
         "failed",
@@ -53,11 +53,11 @@ def cluster_token(host: Host, stack: str, nodes: int) -> Check:
     )
 
 
-def secret(name: str, variable: str, file: Path) -> Check:
+def secret(host: Host, name: str, variable: str, file: Path) -> Check:
     """A file that must be there, be readable for the container's user, and not for other users of this machine."""
     if lacking := _lacking(file):
         return Check(name, "failed", f"{variable} {lacking}", f"Write it, or correct {variable} in .env.")
-    return _rights(name, file)
+    return _rights(name, variable, file, host.root / "secrets")
 
 
 def _lacking(file: Path) -> str:
@@ -73,16 +73,19 @@ def _lacking(file: Path) -> str:
     return "" if about.st_size else f"names {file}, which is empty"
 
 
-def _rights(name: str, file: Path) -> Check:
+def _rights(name: str, variable: str, file: Path, folder: Path) -> Check:
+    """Whether the right users can read a secret. Where not, it goes into our own `folder`: another's rights are not ours to change."""
     try:
         about = file.stat()
     except PermissionError:
         return Check(name, "warning", f"{file} is in a folder that {getpass.getuser()} may not enter", f"sudo ls -l {file}")
+    move = f"install -d -m 700 {folder} && install -m 644 {file} {folder}/, and set {variable}={folder}/{file.name} in .env"
+    fix = f"chmod 700 {folder} && chmod a+r {file}" if file.parent == folder else move
     if not _readable_inside(about.st_mode, about.st_uid, about.st_gid):
         found = f"{file} (mode {stat.S_IMODE(about.st_mode):o}) cannot be read by the container's user {ENGINE_USER}:{ENGINE_GROUP}"
-        return Check(name, "failed", found, f"chmod 700 {file.parent} && chmod a+r {file}")
-    if about.st_mode & stat.S_IROTH and all(folder.stat().st_mode & stat.S_IXOTH for folder in file.resolve().parents):
-        return Check(name, "warning", f"{file} can be read by every user of this machine", f"chmod 700 {file.parent}")
+        return Check(name, "failed", found, fix)
+    if about.st_mode & stat.S_IROTH and all(parent.stat().st_mode & stat.S_IXOTH for parent in file.resolve().parents):
+        return Check(name, "warning", f"{file} can be read by every user of this machine", fix)
     return Check(name, "ok", str(file))
 
 

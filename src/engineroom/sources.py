@@ -76,7 +76,7 @@ class Sources:
         yield from self._packages([image for image in built if self.catalog.release_of(image).install == "wheels"])
         yield self._hub()
         if self.host.hf_token:
-            yield secret("hub token", "HF_TOKEN_FILE", self.host.hf_token)
+            yield secret(self.host, "hub token", "HF_TOKEN_FILE", self.host.hf_token)
 
     def _built(self) -> list[str]:
         """The images that have to be built here: those that are missing and that no registry gives."""

@@ -495,8 +495,22 @@ def test_secrets(here: Here) -> None:
     assert "HF_TOKEN_FILE in .env" in missing.fix
     assert (empty.status, empty.found) == ("failed", f"HF_TOKEN_FILE names {token}, which is empty")
     assert good.status == "ok"
-    assert (public.status, public.fix) == ("warning", f"chmod 700 {folder}")
-    assert (unreadable.status, unreadable.fix) == ("failed", f"chmod 700 {folder} && chmod a+r {token}")
+    assert public.status == "warning"
+    assert unreadable.status == "failed"
+    assert public.fix == unreadable.fix
+    assert public.fix.startswith(f"install -d -m 700 {here.folder}/secrets && install -m 644 {token} {here.folder}/secrets/")
+
+
+def test_a_secret_in_our_own_folder(here: Here) -> None:
+    """Only of the folder that is ours are rights changed in place."""
+    token = here.folder / "secrets" / "token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o000)
+
+    found = check(here.examine("demo-cpu-two-nodes", CLUSTER_TOKEN_FILE=str(token)), "cluster token")
+
+    assert (found.status, found.fix) == ("failed", f"chmod 700 {token.parent} && chmod a+r {token}")
 
 
 def test_the_token_of_several_nodes(here: Here) -> None:
