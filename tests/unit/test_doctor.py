@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engineroom import cli, disk, doctor, machine, resolve, sources
+from engineroom import checks, cli, disk, doctor, machine, resolve, sources
 from engineroom.catalog import Catalog
 from engineroom.checks import ENGINE_GROUP, ENGINE_USER, Check
 from engineroom.doctor import Report, examine
@@ -113,12 +113,13 @@ esac""",
     def gpu(self, *lines: str) -> None:
         self.says("nvidia-smi", "\n".join(lines))
 
-    def device(self, number: int) -> None:
-        """A GPU of NVIDIA on the PCI bus."""
-        place = self.pci / f"0000:{number:02}:00.0"
-        place.mkdir()
-        (place / "vendor").write_text("0x10de\n")
-        (place / "class").write_text("0x030200\n")
+    def device(self) -> None:
+        """A GPU of NVIDIA on the PCI bus, with the sound card that consumers' have."""
+        for function, kind in ((0, "0x030000"), (1, "0x040300")):
+            place = self.pci / f"0000:01:00.{function}"
+            place.mkdir()
+            (place / "vendor").write_text("0x10de\n")
+            (place / "class").write_text(f"{kind}\n")
 
     def image(self, stack: str) -> str:
         """The full name of a stack's image."""
@@ -320,7 +321,7 @@ def test_too_few_gpus(here: Here) -> None:
 )
 def test_a_gpu_without_a_working_driver(here: Here, said: str | None, fix: str) -> None:
     """A GPU on the bus that the driver does not show: the cause decides what to type; the demo goes on without."""
-    here.device(1)
+    here.device()
     if said:
         here.says("nvidia-smi", said, status=9)
 
@@ -499,6 +500,22 @@ def test_secrets(here: Here) -> None:
     assert unreadable.status == "failed"
     assert public.fix == unreadable.fix
     assert public.fix.startswith(f"install -d -m 700 {here.folder}/secrets && install -m 644 {token} {here.folder}/secrets/")
+
+
+@pytest.mark.parametrize(
+    ("mode", "user", "group", "readable"),
+    [
+        (0o600, 1000, 1000, True),
+        (0o600, 0, 0, False),
+        (0o640, 0, 0, True),
+        (0o604, 0, 4, True),
+        (0o640, 0, 4, False),
+        (0o044, 1000, 0, False),
+    ],
+)
+def test_who_reads_a_secret_in_a_container(mode: int, user: int, group: int, readable: bool) -> None:
+    """User 1000 of group 0 reads as the kernel lets it: as the owner, else as the group, else as anybody."""
+    assert checks._readable_inside(mode, user, group) is readable
 
 
 def test_a_secret_in_our_own_folder(here: Here) -> None:
