@@ -1,8 +1,9 @@
-"""The command line of every image: `serve` (also for flags alone), `health`, or any other program.
+"""The command line of every image: `serve` (also for flags alone), `health`, `doctor`, or any other program.
 
 docker run IMAGE                      serve with the image's defaults and the environment
 docker run IMAGE --port 9000          flags alone mean serve
 docker run IMAGE serve --dry-run      print every decision and start nothing
+docker run IMAGE doctor               what this container has, and what fits it
 docker run IMAGE bash                 any other word is a program to run
 """
 
@@ -16,10 +17,10 @@ from typing import Any
 
 import click
 
-from launcher import __version__, checks, facts, plan, settings
-from launcher.errors import BadUsage, LaunchError, Unavailable, did_you_mean
+from launcher import __version__, checks, facts, hardware, plan, settings
+from launcher.errors import BadUsage, LaunchError, Refused, Unavailable, did_you_mean
 
-COMMANDS = ("serve", "health")
+COMMANDS = ("serve", "health", "doctor")
 
 
 def resolve(argv: Sequence[str]) -> list[str]:
@@ -93,13 +94,18 @@ def cli() -> None:
 def serve(context: click.Context, /, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Serve the model. Flags that are not listed here go to the engine as they are."""
     chosen = read(options, context.args)
-    decided = plan.make(chosen, facts.load(chosen.image), os.environ)
-    passed = checks.run(decided)
+    image = facts.load(chosen.image)
+    found = hardware.look(os.environ) if any(image.gpus.values()) else hardware.NONE
+    decided = plan.make(chosen, image, os.environ, found)
+    passed = checks.run(checks.Case(decided, image, found, {**os.environ, **decided.environment}), chosen.checks)
     if dry_run:
         click.echo(show_json(decided, passed) if as_json else show(decided, passed))
+    else:
+        for line in show(decided, passed).splitlines():
+            print(f"INFO [launch] {line}", file=sys.stderr)
+    checks.conclude(passed)
+    if dry_run:
         return
-    for line in show(decided, passed).splitlines():
-        print(f"INFO [launch] {line}", file=sys.stderr)
     from launcher import supervise  # not needed to refuse or to explain
 
     sys.exit(supervise.run(decided, dict(chosen.secrets)))
@@ -135,14 +141,31 @@ def health(context: click.Context, /, ready: bool, **options: Any) -> None:
     click.echo("ready" if ready else "live")
 
 
-def show(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def doctor(*, as_json: bool, **options: Any) -> None:
+    """Hardware, driver, memory, caches, ports, secrets and hub: what this container has, and which images fit. Needs no model."""
+    import json
+
+    from launcher import doctor as examination
+
+    settings.check_names(os.environ)
+    secrets, readable = examination.read_secrets(os.environ)
+    chosen = settings.Settings(**options, args=settings.engine_args(os.environ), extra=(), secrets=secrets)
+    found = examination.examine(chosen, facts.load(chosen.image), os.environ, readable)
+    click.echo(json.dumps([check.shown() for check in found], indent=2) if as_json else "\n".join(checks.lines(found)))
+    if any(check.status == "refused" for check in found):
+        sys.exit(Refused.exit_code)
+
+
+def show(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
     """The plan for people: one decision a line, the command so that it can be pasted; secrets stay hidden."""
     lines = [
         f"image     {decided.image}: {decided.engine} {decided.version}",
         f"role      {decided.role} ({decided.rule})",
         *show_cluster(decided),
         f"model     {decided.model}, shown as {decided.model_name}",
-        *(f"check     {line}" for line in passed),
+        *checks.lines(passed),
         *(f"warning   {line}" for line in decided.warnings),
         *(f"env       {name}={shlex.quote(value)}" for name, value in shown_environment(decided).items()),
         *(
@@ -173,12 +196,14 @@ def show_cluster(decided: plan.LaunchPlan) -> list[str]:
     ]
 
 
-def show_json(decided: plan.LaunchPlan, passed: Sequence[str]) -> str:
+def show_json(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
     """The plan for programs."""
     import json
 
     cluster = {**decided.cluster._asdict(), "address": show_cluster(decided)[0]} if decided.cluster else None
-    shown = {**decided._asdict(), "cluster": cluster, "environment": shown_environment(decided), "checks": list(passed)}
+    cached = decided.cached._asdict() if decided.cached else None
+    shown = {**decided._asdict(), "cluster": cluster, "cached": cached, "environment": shown_environment(decided)}
+    shown["checks"] = [check.shown() for check in passed]
     return json.dumps(shown, indent=2)
 
 
@@ -189,3 +214,4 @@ def shown_environment(decided: plan.LaunchPlan) -> dict[str, str]:
 
 setting_options(serve)
 setting_options(health)
+setting_options(doctor)

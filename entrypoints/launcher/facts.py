@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from launcher.engines import ENGINES
 from launcher.errors import Refused
 
 
 class ImageFacts(NamedTuple):
-    """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first."""
+    """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first.
+
+    `siblings` are all images of the catalog: engine, precision and compute capabilities of each.
+    """
 
     image: str
     engine: str
@@ -26,6 +30,7 @@ class ImageFacts(NamedTuple):
     model_name: str
     args: Mapping[str, bool | int | float | str]
     env: Mapping[str, str]
+    siblings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def load(path: str) -> ImageFacts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,21 +75,3 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
             " between them; LAUNCH_TP up to the GPUs of a node, and LAUNCH_PP for the nodes, avoids it"
         )
     return Layout(tp, pp, tuple(warnings))
-
-
-def model_config(model: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """The model's config.json, from its folder or from the hub's cache on this machine; empty where neither has it."""
-    folders = [model]
-    if not os.path.isdir(model):
-        cache = env.get("HF_HUB_CACHE") or os.path.join(env.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub")
-        snapshots = os.path.join(cache, "models--" + model.replace("/", "--"), "snapshots")
-        folders = [os.path.join(snapshots, name) for name in sorted(os.listdir(snapshots))] if os.path.isdir(snapshots) else []
-    for folder in folders:
-        try:
-            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-                found = json.load(file)
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from launcher import __version__, layout, raynode
+from launcher import __version__, hardware, hub, layout, raynode
 from launcher import role as roles
 from launcher.engines import ENGINES
-from launcher.engines.common import Request
+from launcher.engines.common import Request, flag_value
 from launcher.errors import Refused
 from launcher.facts import ImageFacts
 from launcher.settings import Settings
@@ -38,6 +38,7 @@ class Cluster(NamedTuple):
 class LaunchPlan(NamedTuple):
     """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`.
 
+    `cached` is what the hub's cache has of a model that is no folder.
     `command` is the engine's, without what is known only once the nodes have met; empty where Ray starts it from the head.
     """
 
@@ -49,6 +50,7 @@ class LaunchPlan(NamedTuple):
     cluster: Cluster | None
     model: str
     model_name: str
+    cached: hub.Cached | None
     tp: int
     pp: int
     warnings: tuple[str, ...]
@@ -68,8 +70,15 @@ class LaunchPlan(NamedTuple):
         return self.role != "worker"
 
 
-def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> LaunchPlan:
-    """Decide role, model, layout, command and environment. Raises Refused for what cannot work."""
+# Flags that may name another repository of the hub than the model's: with one of these the engine may have to ask it.
+OTHER_REPOSITORIES = ("tokenizer", "tokenizer-path", "hf-config-path", "speculative-config", "speculative-draft-model-path", "lora-modules")
+
+
+def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: hardware.Hardware | None = None) -> LaunchPlan:
+    """Decide role, model, layout, command and environment. `found` is the hardware, looked up when it is not given.
+
+    Raises Refused for what cannot work.
+    """
     role = roles.detect(settings, env)
     model = settings.model or facts.model
     if not model:
@@ -77,7 +86,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
             "No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B."
         )
     engine = ENGINES[facts.engine]
-    visible = visible_gpus(env, facts)
+    visible = visible_gpus(env, facts) if found is None else len(found.gpus)
     gpus = visible if settings.gpus is None else settings.gpus
     if 0 < visible < gpus:
         raise Refused(
@@ -87,7 +96,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
     if role.name == "worker" and settings.tp and settings.pp:
         cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
     else:
-        cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, layout.model_config(model, env))
+        cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, hub.config(model, env))
     request = Request(
         model=model,
         model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],
@@ -115,7 +124,11 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         **({"flags": shlex.join(engine.command(request)[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
     }
     defaults = {name: value for name, value in facts.env.items() if name not in env}
+    command = engine.command(request)
+    cached = None if os.path.isdir(model) else hub.cached(model, flag_value(command, "revision") or "main", env)
     added = engine.environment(request)
+    if cached and not cached.lacks and "HF_HUB_OFFLINE" not in env and not _asks_more(command):
+        added["HF_HUB_OFFLINE"] = "1"
     if "HF_TOKEN" in settings.secrets:
         added["HF_TOKEN"] = settings.secrets["HF_TOKEN"]
     return LaunchPlan(
@@ -127,12 +140,13 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str]) -> Launc
         cluster=_cluster(settings, role, executor, gpus, agreed) if role.nodes > 1 else None,
         model=request.model,
         model_name=request.model_name,
+        cached=cached,
         tp=cut.tp,
         pp=cut.pp,
         warnings=cut.warnings,
         host=request.host,
         port=request.port,
-        command=[] if role.name == "worker" and executor.name == "ray" else engine.command(request),
+        command=[] if role.name == "worker" and executor.name == "ray" else command,
         environment={**defaults, **added},
         secret_names=tuple(name for name, value in added.items() if value in settings.secrets.values()),
         state=request.state,
@@ -184,10 +198,10 @@ def only_port() -> int | None:
     return int(ports[0]) if len(ports) == 1 and ports[0].isdigit() else None
 
 
+def _asks_more(command: list[str]) -> bool:
+    return flag_value(command, "trust-remote-code") == "true" or any(flag_value(command, name) for name in OTHER_REPOSITORIES)
+
+
 def visible_gpus(env: Mapping[str, str], facts: ImageFacts) -> int:
-    """GPUs that the engine may use: those of CUDA_VISIBLE_DEVICES, else those whose device nodes are in this container."""
-    if not any(facts.gpus.values()):
-        return 0
-    if env.get("CUDA_VISIBLE_DEVICES"):
-        return len(env["CUDA_VISIBLE_DEVICES"].split(","))
-    return sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev") if name.startswith("nvidia"))
+    """GPUs that the engine may use; 0 for an image that uses none."""
+    return len(hardware.look(env).gpus) if any(facts.gpus.values()) else 0

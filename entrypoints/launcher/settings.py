@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ SETTINGS = (
     Setting("drain_seconds", float, 120.0, "Deadline for running requests after SIGTERM.", low=0),
     Setting("probe_seconds", float, 30.0, "Time between one-token probes of a ready engine; 0 switches them off.", low=0),
     Setting("executor", str, "auto", "How several GPUs work together.", ("auto", "ray", "native", "mp")),
+    Setting("checks", str, "refuse", "Whether a failed check refuses the start, where it might work all the same.", ("refuse", "warn")),
     Setting("image", str, IMAGE_FACTS, "File that says what this image is."),
 )
 SECRETS = ("LAUNCH_API_KEY", "LAUNCH_CLUSTER_TOKEN", "HF_TOKEN")
@@ -96,6 +98,7 @@ class Settings(NamedTuple):
     drain_seconds: float
     probe_seconds: float
     executor: str
+    checks: str
     image: str
     args: Mapping[str, str]
     extra: tuple[str, ...]
@@ -157,8 +160,8 @@ def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "not text"
                 raise Refused(
-                    f"{name}_FILE names {path}, which cannot be read: {reason}.\n"
-                    "Give the file to the container's user, for example `chmod 0444` on the host, or unset the variable."
+                    f"{name}_FILE names {path}, which cannot be read by user {os.geteuid()}: {reason}{_owner(path)}.\n"
+                    "Give the file to that user, for example `chmod 0444` on the host, or unset the variable."
                 ) from None
         value = value or env.get(OTHER_NAMES.get(name, ""), "").strip()
         if not (value.isascii() and value.isprintable()):
@@ -166,3 +169,11 @@ def read_secrets(env: Mapping[str, str]) -> dict[str, str]:
         if value:
             found[name] = value
     return found
+
+
+def _owner(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"; it belongs to user {found.st_uid}, with mode {found.st_mode & 0o7777:04o}"

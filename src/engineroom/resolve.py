@@ -131,6 +131,16 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "model_name": image.model or "",
         "args": args,
         "env": {variable.name: variable.value for variable in image.env},
+        "siblings": siblings(catalog),
+    }
+
+
+def siblings(catalog: Catalog) -> dict[str, Any]:
+    """Every image for GPUs: a launcher that finds the wrong GPU can name the right image."""
+    return {
+        name: {"engine": catalog.release_of(name).engine, "precision": image.precision, "capabilities": capabilities(catalog, image)}
+        for name, image in catalog.images.items()
+        if capabilities(catalog, image)
     }
 
 

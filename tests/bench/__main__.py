@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cluster_time
+from checkpoints import large_model
 
 from engineroom import build, resolve
 from engineroom.catalog import Catalog
@@ -55,11 +56,11 @@ def paired(ours: Callable[[], None], theirs: Callable[[], None], runs: int) -> t
     return statistics.median(times[0][1:]), statistics.median(times[1][1:])
 
 
-def quiet(*command: str | Path) -> Callable[[], None]:
+def quiet(*command: str | Path, **settings: str) -> Callable[[], None]:
     """A command as something to time; its failure is an error."""
 
     def work() -> None:
-        env = {**os.environ, "BUILDX_BAKE_ENTITLEMENTS_FS": "0"}
+        env = {**os.environ, "BUILDX_BAKE_ENTITLEMENTS_FS": "0", **settings}
         subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=True, capture_output=True)
 
     return work
@@ -71,6 +72,26 @@ def launcher(catalog: Catalog) -> Result:
     command += [resolve.tag("cpu", catalog.release_of("cpu")), "/usr/bin/python3", "/bench/launch_time.py", "21"]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return Result("`launch`, until the engine starts", "`python3 -c ''`", "60 ms more", found["launch"], found["python"])
+
+
+def checks() -> Result:
+    """Every check before weights load, on eight stubbed H200 and a folder with as many files and tensors as DeepSeek-R1."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "LAUNCH_IMAGE": "images/h200-fp8/image.json",
+            "LAUNCH_MODEL": str(large_model(Path(folder))),
+            "LAUNCH_TP": "8",
+            "LAUNCH_CHECKS": "warn",  # shared memory is this machine's own
+            "STUB_GPUS": "8*NVIDIA H200:90:141",
+            "PYTHONPATH": "entrypoints:tests/stubs",
+        }
+        start = "from launcher.cli import main; main()"
+        return Result(
+            "`launch serve --dry-run`: all checks, 8 GPUs, 163 files of weights",
+            "`python3 -c ''`",
+            "300 ms more",
+            *paired(quiet(sys.executable, "-c", start, "serve", "--dry-run", **settings), quiet(sys.executable, "-c", ""), 15),
+        )
 
 
 def render() -> Result:
@@ -137,7 +158,7 @@ def main() -> None:
     (ROOT / "build").mkdir(exist_ok=True)
     catalog, host = Catalog(ROOT), Host.load(ROOT)
     build.build(catalog, host, IMAGES, lambda _: None)
-    results = [launcher(catalog), render(), no_op_build(catalog, host), launcher_change(catalog, host)]
+    results = [launcher(catalog), checks(), render(), no_op_build(catalog, host), launcher_change(catalog, host)]
     results += [cluster(nodes) for nodes in (2, 4, 8)]
     table = "\n".join(
         ["| What | Median | Against | Median | Ratio | Goal |", "| --- | --- | --- | --- | --- | --- |", *(r.row() for r in results)]

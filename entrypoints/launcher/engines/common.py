@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from launcher.errors import Refused
@@ -56,3 +56,18 @@ def flags(values: Mapping[str, object], *, off: str) -> list[str]:
         else:
             line += [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
     return line
+
+
+def flag_value(command: Sequence[str], *names: str) -> str:
+    """The value of a flag on an engine's command line, under the last of these names; "true" or "false" for a switch, "" when absent."""
+    found = ""
+    for argument, following in zip(command, [*command[1:], "--"], strict=False):
+        name, equals, value = argument.lstrip("-").partition("=")
+        name = name.replace("_", "-")
+        if not argument.startswith("-"):
+            continue
+        if name in names:
+            found = value if equals else "true" if following.startswith("-") else following
+        elif name.removeprefix("no-") in names:
+            found = "false"
+    return found
