@@ -172,7 +172,7 @@ class Doctor:
 def _mend_driver(problem: str, install: str) -> str:
     if "version mismatch" in problem:  # an update replaced the libraries below a running kernel module
         return "sudo reboot"
-    if "communicate with the NVIDIA driver" in problem:
+    if "communicate with the NVIDIA driver" in problem or "Driver Not Loaded" in problem:  # nvidia-smi's words, and NVML's
         return f"sudo modprobe nvidia; if that fails: {install}"
     return install
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from engineroom import catalog
+from launcher import hardware
+from launcher.hardware import Gpu
 
 SECONDS = 5.0  # for each question: a busy machine answers in a tenth of it, a hung one never
 PCI = Path("/sys/bus/pci/devices")
@@ -46,14 +48,6 @@ class Docker(NamedTuple):
         """Addresses that the engine asks before Docker Hub."""
         registries = (self.info.get("RegistryConfig") or {}).get("IndexConfigs") or {}
         return (registries.get("docker.io") or {}).get("Mirrors") or []
-
-
-class Gpu(NamedTuple):
-    """A GPU of NVIDIA: its name, compute capability as an integer (0: not known) and bytes of memory."""
-
-    name: str
-    capability: int
-    memory: int
 
 
 class Nvidia(NamedTuple):
@@ -122,36 +116,32 @@ def services(root: Path) -> set[str]:
 
 
 def nvidia(rows: Mapping[str, catalog.Gpu]) -> Nvidia:
-    """The GPUs as nvidia-smi shows them; where it cannot, what the kernel says of driver and devices.
+    """All GPUs of this machine as the launcher would see them; where there are none, what the kernel says of driver and devices.
 
     nvidia-smi of driver branch 470 and older does not know `compute_cap` (https://github.com/huggingface/candle/issues/733): there
     the GPU's name, looked for among the catalog's `rows`, gives it.
     """
-    answer = _smi("name,memory.total,driver_version,compute_cap")
-    if not answer.well and "compute_cap" in answer.text:
-        answer = _smi("name,memory.total,driver_version")
-    shown = [line.split(", ") for line in answer.text.splitlines() if line.count(", ") >= 2] if answer.well else []  # noqa: PLR2004
-    if shown:
-        gpus = [
-            Gpu(name, _capability(name, value, rows), int(memory) * 2**20 if memory.isdigit() else 0) for name, memory, _, *value in shown
-        ]
-        return Nvidia(tuple(gpus), shown[0][2], "")
+    found = hardware.look({})
+    gpus, driver = _by_name(rows) if "compute_cap" in found.found_by else (found.gpus, found.driver)
+    if gpus:
+        return Nvidia(gpus, driver, "")
     devices = sum(_is_gpu(device) for device in PCI.glob("*"))
     loaded = re.search(r"\d{3}\.\d+(\.\d+)?", text_of(PROC / "driver/nvidia/version"))
-    driver = loaded[0] if loaded else ""
-    if not devices and not driver:
+    if not devices and not loaded:
         return Nvidia((), "", "")
-    said = (answer.text.strip() or answer.error).split("\n")[0]
-    return Nvidia((), driver, f"{devices} of NVIDIA on the PCI bus, {f'driver {driver}' if driver else 'no driver'}; {said}")
+    said = "" if found.found_by == hardware.NO_TOOL else f"; {found.found_by}"
+    return Nvidia((), driver, f"{devices} of NVIDIA on the PCI bus, {f'driver {loaded[0]}' if loaded else 'no driver'}{said}")
 
 
-def _smi(fields: str) -> Answer:
-    return ask("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+def _by_name(rows: Mapping[str, catalog.Gpu]) -> tuple[tuple[Gpu, ...], str]:
+    """GPUs, with the capability that goes with their names, and the driver."""
+    answer = ask("nvidia-smi", "--query-gpu=memory.total,memory.free,driver_version,name", "--format=csv,noheader,nounits")
+    shown = re.findall(r"^(\d+), (\d+), ([\d.]+), (.+)$", answer.text, re.MULTILINE)
+    gpus = (Gpu(name, _capability(name, rows), int(total) << 20, int(free) << 20) for total, free, _, name in shown)
+    return tuple(gpus), shown[0][2] if shown else ""
 
 
-def _capability(name: str, value: list[str], rows: Mapping[str, catalog.Gpu]) -> int:
-    if value and re.fullmatch(r"\d+\.\d", value[0]):
-        return int(value[0].replace(".", ""))
+def _capability(name: str, rows: Mapping[str, catalog.Gpu]) -> int:
     return next((rows[word].compute_capability for word in re.findall(r"[a-z]+\d+", name.lower()) if word in rows), 0)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from engineroom import machine, resolve
 from engineroom.catalog import Catalog
-from engineroom.machine import Gpu, Nvidia
+from engineroom.machine import Nvidia
+from launcher.hardware import Gpu
 
 
 class Verdict(NamedTuple):

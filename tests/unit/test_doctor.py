@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -27,11 +28,11 @@ from engineroom.host import Host
 ROOT = Path(__file__).parents[2]
 PLUGINS = [{"Name": "buildx", "Version": "v0.17.1"}, {"Name": "compose", "Version": "v2.29.7"}]
 NO_ENGINE = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
-H200 = "NVIDIA H200, 143771, 580.65.06, 9.0"
-A100 = "NVIDIA A100-SXM4-80GB, 81920, 535.183.01, 8.0"
+H200 = "GPU-b2ee47ba-{}, NVIDIA H200, 9.0, 143771, 143166, 580.65.06"
+A100 = "GPU-77bd57de-0, NVIDIA A100-SXM4-80GB, 8.0, 81920, 81038, 535.183.01"
 WITHOUT_CAPABILITY = """case "$1" in
 *compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; echo; exit 2 ;;
-*) echo 'Tesla V100-SXM2-32GB, 32510, 470.57.02' ;;
+*) echo '32510, 32508, 470.57.02, Tesla V100-SXM2-32GB' ;;
 esac"""
 NOT_LOADED = (
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
@@ -158,6 +159,7 @@ def here(tmp_path: Path, copy: Path, address: str, monkeypatch: pytest.MonkeyPat
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name == "DOCKER_HOST":
             monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # NVML would find the GPUs of the machine that the tests run on
     monkeypatch.setattr(machine, "PCI", found.pci)
     monkeypatch.setattr(machine, "PROC", found.proc)
     monkeypatch.setattr(machine, "DAEMON_SETTINGS", found.folder / "daemon.json")
@@ -248,7 +250,7 @@ def test_docker_that_hangs(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that never answer cost their deadline, once for Docker and once for all others together."""
     monkeypatch.setattr(machine, "SECONDS", 0.5)
     for name in ("docker", "nvidia-smi", "nvidia-ctk"):
-        here.program(name, "exec /bin/sleep 60")
+        here.program(name, "exec /bin/sleep 20")
     began = time.monotonic()
 
     report = here.examine()
@@ -287,7 +289,7 @@ def test_a100_without_the_container_toolkit(here: Here) -> None:
 
 def test_eight_h200(here: Here) -> None:
     """On eight H200 the stacks for them are ready, on one and on eight, and those for other GPUs are not."""
-    here.gpu(*[H200] * 8)
+    here.gpu(*map(H200.format, range(8)))
     here.docker(ServerVersion="28.3.3", DiscoveredDevices=[{"Source": "cdi", "ID": "nvidia.com/gpu=0"}])
 
     report = here.examine("r1-h200")
@@ -302,7 +304,7 @@ def test_eight_h200(here: Here) -> None:
 
 def test_too_few_gpus(here: Here) -> None:
     """Half of the GPUs are not enough, and the stacks that the machine suits are named."""
-    here.gpu(*[H200] * 4)
+    here.gpu(*map(H200.format, range(4)))
 
     found = check(here.examine("r1-h200"), "hardware")
 
