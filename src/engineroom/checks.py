@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engineroom import machine
 from engineroom.host import Host
+from launcher.checks.machine import busy, holder
 
 Status = Literal["ok", "warning", "failed"]
 ENGINE_USER, ENGINE_GROUP = 1000, 0  # who reads secrets in a container: images/templates/image.Dockerfile.j2
@@ -30,10 +30,10 @@ def ports(host: Host, stack: str, running: set[str]) -> Iterator[Check]:
         name = f"port {port}"
         if service in running:
             yield Check(name, "ok", f"in use by {service}, as it should be")
-        elif machine.port_taken(port):
-            who = machine.listener(port) or "a program that `sudo ss -ltnp` names"
+        elif busy("127.0.0.1", port):
+            who = holder(port) or ", by a program that `sudo ss -ltnp` names"
             free = "Free it (make down stops the stacks of this checkout)" if running else "Free it"
-            yield Check(name, "failed", f"in use by {who}", f"{free}, or set {variable} to another in .env.")
+            yield Check(name, "failed", f"in use{who}", f"{free}, or set {variable} to another in .env.")
         else:
             yield Check(name, "ok", "free")
 

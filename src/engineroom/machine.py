@@ -1,11 +1,10 @@
-"""What this machine has: Docker, GPUs, memory, ports. Every question has a deadline, and nothing is changed."""
+"""What this machine has: Docker, GPUs, memory. Every question has a deadline, and nothing is changed."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -176,20 +175,3 @@ def default_shm() -> str:
     except ValueError:
         return ""
     return str(settings.get("default-shm-size", "")) if isinstance(settings, dict) else ""
-
-
-def port_taken(port: int) -> bool:
-    """Whether a port of the loopback address is in use."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
-
-
-def listener(port: int) -> str:
-    """The program that listens on a port; empty when `ss` is missing or may not say."""
-    found = re.search(r'users:\(\("([^"]+)",pid=(\d+)', ask("ss", "-Hltnp", f"sport = :{port}").text)
-    return f"{found[1]} (process {found[2]})" if found else ""

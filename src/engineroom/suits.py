@@ -9,6 +9,7 @@ from typing import NamedTuple
 from engineroom import machine, resolve
 from engineroom.catalog import Catalog
 from engineroom.machine import Nvidia
+from launcher.checks.gpus import runs
 from launcher.hardware import Gpu
 
 
@@ -39,9 +40,9 @@ def stack(catalog: Catalog, name: str, nvidia: Nvidia) -> Verdict:
 
 
 def fitting(catalog: Catalog, image: str, nvidia: Nvidia) -> list[Gpu]:
-    """The GPUs that an image has code for."""
+    """The GPUs that run an image's code, which may be code for an older one of their generation."""
     wanted = resolve.capabilities(catalog, catalog.images[image])
-    return [gpu for gpu in nvidia.gpus if gpu.capability in wanted]
+    return [gpu for gpu in nvidia.gpus if runs(wanted, gpu.capability)]
 
 
 def driver_is_old(catalog: Catalog, image: str, nvidia: Nvidia) -> bool:
@@ -63,7 +64,8 @@ def _on_gpu(catalog: Catalog, name: str, nvidia: Nvidia) -> tuple[bool, str]:
         return False, f"wants {wanted}, found {describe(nvidia.gpus) or 'none'}"
     if driver_is_old(catalog, name, nvidia):
         return False, f"wants driver {release.min_driver} or newer, found {nvidia.driver}"
-    return True, describe(found)
+    tried = {gpu.capability for gpu in found} <= set(resolve.capabilities(catalog, image))
+    return True, describe(found) + ("" if tried else f", by NVIDIA's rule for code of {wanted}; nobody has tried it")
 
 
 def _on_cpu(catalog: Catalog, name: str) -> tuple[bool, str]:
