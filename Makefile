@@ -5,7 +5,7 @@ STACK ?= demo-cpu
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down list render check-render lock image images sizes audit test test-fast bench lint types clean
+.PHONY: help demo up down doctor list render check-render lock image images sizes audit test test-fast bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ up: .venv ## build and start a stack: make up STACK=r1-7b-v100
 
 down: .venv ## stop every stack; chats and caches stay
 	@$(BIN)/engineroom down
+
+doctor: .venv ## what this machine lacks for a stack, and what to type: make doctor STACK=r1-7b-v100
+	@$(BIN)/engineroom doctor $(STACK)
 
 list: .venv ## every stack and image, and what cannot be built
 	@$(BIN)/engineroom list

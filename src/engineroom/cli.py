@@ -12,10 +12,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from engineroom.errors import EngineRoomError
+from engineroom.errors import EngineRoomError, NotReady
 
 if TYPE_CHECKING:
     from engineroom.catalog import Catalog
+    from engineroom.doctor import Report
     from engineroom.host import Host
 
 FOLDER = click.Path(file_okay=False, resolve_path=True, path_type=Path)
@@ -314,6 +315,40 @@ def up(stack: str) -> None:
         click.echo(f"\nInterrupted; nothing is broken. Go on with: make up STACK={stack}", err=True)
         sys.exit(130)
     click.echo(bringup.ending())
+
+
+@cli.command()
+@click.argument("stack", default="demo-cpu")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was found.")
+def doctor(stack: str, as_json: bool) -> None:
+    """Look at what STACK (default: the demo) needs of this machine, and say how to mend what is wrong. Changes nothing; 78 if it is not ready."""
+    import json
+
+    from engineroom.doctor import examine
+
+    report = examine(catalog(), host(), stack)
+    if as_json:
+        rows = {field: [row._asdict() for row in getattr(report, field)] for field in ("checks", "images", "stacks")}
+        click.echo(json.dumps({"stack": stack, **rows}, indent=1))
+    else:
+        show(report)
+    summary = f"{len(report.checks)} checks for {stack}, {report.count('failed')} failed, {report.count('warning')} warnings"
+    if report.count("failed"):
+        raise NotReady(f"{summary}. Mend what failed, from the top, then run the same again.")
+    click.echo(summary, err=as_json)
+
+
+def show(report: Report) -> None:
+    """A line for each check, what mends it below it, and what suits the hardware."""
+    colours = {"ok": "green", "warning": "yellow", "failed": "red"}
+    for check in report.checks:
+        click.echo(f"{click.style(f'{check.status:<8}', colours[check.status])} {check.name:<16} {check.found}")
+        for line in check.fix.splitlines():
+            click.echo(f"{'':<26}{line}")
+    for title, verdicts in (("Images", report.images), ("Stacks", report.stacks)):
+        click.secho(f"{title} that suit this hardware", bold=True)
+        for name, runs, why in verdicts:
+            click.echo(f"{click.style('yes' if runs else 'no ', 'green' if runs else 'red')}  {name:<24} {why}")
 
 
 @cli.command()

@@ -11,6 +11,8 @@ from rich.filesize import decimal
 
 from engineroom.errors import NoSpace
 
+DOCKER_MEND = "Type: docker buildx prune (build caches) or docker image prune (images without a name); df -h shows the disks."
+
 
 def free_bytes(folder: Path) -> int:
     """Bytes that an ordinary user can still write below a folder."""
@@ -28,8 +30,7 @@ def require_docker_space(wanted: int, what: str, free: Callable[[Path], int] = f
     """Raises NoSpace when the disk where Docker keeps its data has less room; an engine on another machine is not looked into."""
     folder = docker_folder()
     if folder:
-        mend = "Type: docker buildx prune (build caches) or docker image prune (images without a name); df -h shows the disks."
-        require_space(folder, wanted, what, mend, free)
+        require_space(folder, wanted, what, DOCKER_MEND, free)
 
 
 def docker_folder() -> Path | None:

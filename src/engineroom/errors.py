@@ -55,6 +55,12 @@ class AuditFailed(EngineRoomError):
         super().__init__(f"{target}: {len(shown)} finding{'s' if len(shown) > 1 else ''}\n  " + "\n  ".join(shown))
 
 
+class NotReady(EngineRoomError):
+    """`doctor` found that this machine lacks what a stack needs."""
+
+    exit_code = 78
+
+
 class NotAsLocked(EngineRoomError):
     """A file is missing, or is not the one that was locked or saved."""
 

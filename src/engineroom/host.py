@@ -14,6 +14,7 @@ from dotenv import dotenv_values, set_key
 from engineroom.errors import CatalogError
 
 SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
+HUB = "https://huggingface.co"
 PIP_FILES = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 
 
@@ -32,6 +33,11 @@ class Host:
     apt_sources: Path | None
     api_port: int
     webui_port: int
+    hub: str
+    hub_offline: bool
+    model: str
+    hf_token: Path | None
+    cluster_token: Path | None
 
     @classmethod
     def load(cls, root: Path, environ: Mapping[str, str] | None = None) -> Host:
@@ -52,6 +58,11 @@ class Host:
             apt_sources=_file(env, "APT_SOURCES"),
             api_port=_port(env, "API_PORT", 8000),
             webui_port=_port(env, "WEBUI_PORT", 3000),
+            hub=env.get("HF_ENDPOINT") or HUB,
+            hub_offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"),
+            model=env.get("MODEL", ""),
+            hf_token=_secret(root, env.get("HF_TOKEN_FILE", "")),
+            cluster_token=_secret(root, env.get("CLUSTER_TOKEN_FILE", "")),
         )
 
     def remember(self, name: str, value: str) -> None:
@@ -92,6 +103,11 @@ def _folder(env: Mapping[str, str], name: str) -> Path | None:
     if env.get(name) and not Path(env[name]).is_dir():
         raise CatalogError(f"{name} names {env[name]}, which is no folder. Correct it in the environment or in .env.")
     return Path(env[name]).absolute() if env.get(name) else None
+
+
+def _secret(root: Path, name: str) -> Path | None:
+    """The file of a secret, as Compose finds it, there or not: relative names count from compose/."""
+    return None if name in ("", os.devnull) else root / "compose" / name
 
 
 def _port(env: Mapping[str, str], name: str, default: int) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from engineroom import build, resolve
+from engineroom import build, checks, resolve
 from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError, EngineRoomError, ServiceUnavailable, TryAgain
 from engineroom.host import Host
@@ -46,22 +44,15 @@ class Bringup:
 
     def token(self) -> None:
         """The secret that the nodes of a stack share, before anything is built for them. Raises CatalogError when there is none."""
-        file = Path(self._config()["secrets"]["cluster_token"]["file"])
-        if not file.exists() or not file.read_bytes().strip():
-            raise CatalogError(
-                f"{self.name} runs on {self.row.nodes} machines, which need a token that they share, and {file} holds none. Make one:\n"
-                f"  install -d -m 700 {self.host.root}/secrets && openssl rand -hex 32 > {self.host.root}/secrets/cluster-token\n"
-                f"Write CLUSTER_TOKEN_FILE={self.host.root}/secrets/cluster-token into .env, and copy the file to each machine (docs/two-machines.md)."
-            )
+        check = checks.cluster_token(self.host, self.name, self.row.nodes)
+        if check.status == "failed":
+            raise CatalogError(f"{check.found}.\nType: {check.fix}")
 
     def ports(self) -> None:
         """The page's and the API's port must be free, or be ours already."""
-        for service, variable, port in (
-            (self.name, "WEBUI_PORT", self.host.webui_port),
-            (f"{self.name}-engine", "API_PORT", self.host.api_port),
-        ):
-            if not self._runs(service) and _taken(port):
-                raise EngineRoomError(f"Port {port} is in use (`ss -ltnp` shows by what). Free it, or set {variable} to another in .env.")
+        for check in checks.ports(self.host, self.name, set(self._compose("ps", "--services", quiet=True).split())):
+            if check.status == "failed":
+                raise EngineRoomError(f"{check.name.capitalize()} is {check.found}. {check.fix}")
 
     def base(self) -> None:
         """A base image that this machine can build on."""
@@ -169,10 +160,6 @@ Stop    make down
         except NotFound:
             return None
 
-    def _runs(self, service: str) -> bool:
-        container = self._container(service)
-        return container is not None and container.status == "running"
-
     def _wait(self, service: str, seconds: float) -> None:
         """Wait until a container is healthy, passing its log on. Raises when it ends or takes too long."""
         container = self._container(service)
@@ -218,13 +205,3 @@ def down(host: Host, *, volumes: bool = False) -> None:
     )
     if result.returncode:
         raise EngineRoomError("docker compose down failed; see above.")
-
-
-def _taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
