@@ -187,6 +187,7 @@ def show(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
         f"role      {decided.role} ({decided.rule})",
         *show_cluster(decided),
         f"model     {decided.model}, shown as {decided.model_name}",
+        *(f"setting   {choice.name} {choice.value} ({choice.source})" for choice in decided.sizing.choices),
         *checks.lines(passed),
         *(f"note      {line}" for line in decided.notes),
         *(f"warning   {line}" for line in decided.warnings),
@@ -225,7 +226,12 @@ def show_json(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
 
     cluster = {**decided.cluster._asdict(), "address": show_cluster(decided)[0]} if decided.cluster else None
     cached = decided.cached._asdict() if decided.cached else None
-    shown = {**decided._asdict(), "cluster": cluster, "cached": cached, "environment": shown_environment(decided)}
+    sized = {
+        **decided.sizing._asdict(),
+        "fit": decided.sizing.fit and {**decided.sizing.fit._asdict(), "stages": [stage._asdict() for stage in decided.sizing.fit.stages]},
+        "choices": [choice._asdict() for choice in decided.sizing.choices],
+    }
+    shown = {**decided._asdict(), "cluster": cluster, "cached": cached, "sizing": sized, "environment": shown_environment(decided)}
     shown["checks"] = [check.shown() for check in passed]
     return json.dumps(shown, indent=2)
 

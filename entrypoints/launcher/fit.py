@@ -6,7 +6,7 @@ Weights and KV cache are counted exactly. What the engine needs beside them is e
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, Final, NamedTuple
 
@@ -60,21 +60,28 @@ class Engine(NamedTuple):
     graphs: int = 0
 
 
-# What engines call these, without dashes and underscores.
-FRACTION = ("gpumemoryutilization", "memfractionstatic", "freegpumemoryfraction", "kvcachefreegpumemoryfraction")
-TOKENS = ("maxnumbatchedtokens", "chunkedprefillsize", "maxnumtokens")
-NO_GRAPHS = ("enforceeager", "disablecudagraph")
+# What engines call these.
+FRACTION = ("gpu-memory-utilization", "mem-fraction-static", "free-gpu-memory-fraction", "kv-cache-free-gpu-memory-fraction")
+TOKENS = ("max-num-batched-tokens", "chunked-prefill-size", "max-num-tokens")
+NO_GRAPHS = ("enforce-eager", "disable-cuda-graph")
 
 
-def engine(memory: Mapping[str, Any], args: Mapping[str, object]) -> Engine:
-    """How a release deals memory out, with what its flags change of it. `memory` is the release's row in engines.toml. Raises ValueError."""
-    flags = {name.replace("-", "").replace("_", ""): value for name, value in args.items()}
-    fraction = next((flags[name] for name in FRACTION if name in flags), memory["fraction"])
-    tokens = next((flags[name] for name in TOKENS if name in flags), memory["tokens"])
-    eager = any(str(flags.get(name, False)).lower() == "true" for name in NO_GRAPHS)
-    graphs = 0 if eager else memory["graphs_mib"] * MIB
-    limits = (float(str(fraction)), int(str(tokens)), int(memory["seqs"]))
-    return Engine(memory["share"], *limits, memory["logit_bytes"], memory["fixed_mib"] * MIB, graphs)
+def engine(memory: Mapping[str, Any], flag: Callable[..., str]) -> Engine:
+    """How a release deals memory out, with what its flags change of it.
+
+    `memory` is the release's row in engines.toml; `flag` gives the text of the first of some flags that is set, "" where none is.
+    Raises ValueError for a flag that is no number.
+    """
+    graphs = 0 if flag(*NO_GRAPHS).lower() == "true" else memory["graphs_mib"] * MIB
+    return Engine(
+        share=memory["share"],
+        fraction=float(flag(*FRACTION) or memory["fraction"]),
+        tokens=int(flag(*TOKENS) or memory["tokens"]),
+        seqs=memory["seqs"],
+        logit=memory["logit_bytes"],
+        fixed=memory["fixed_mib"] * MIB,
+        graphs=graphs,
+    )
 
 
 class Layout(NamedTuple):
@@ -270,9 +277,18 @@ def activations(model: Shape, layout: Layout, engine: Engine, tokens: int, seqs:
     return max(layer + routed, logits, engine.graphs) + widened
 
 
+def shares(heads: int, kv_heads: int, inner: int, size: int) -> bool:
+    """Whether so many GPUs can share each layer: they divide attention heads and the width of the MLP; of KV heads each has some, or a copy of one.
+
+    Source: QKVParallelLinear and MergedColumnParallelLinear in vllm/model_executor/layers/linear.py; SGLang's are the same.
+    """
+    return heads % size == 0 and inner % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+
+
 def tensor_parallel(model: Shape, gpus: int, nodes: int) -> int:
-    """The most GPUs of a node that can share each layer: they divide the attention heads and, over several nodes, the GPUs."""
-    return max(size for size in range(1, max(gpus, 1) + 1) if model.heads % size == 0 and (nodes == 1 or gpus % size == 0))
+    """The most GPUs of a node that can share each layer; over several nodes they also divide the node's GPUs."""
+    sizes = range(max(gpus, 1), 0, -1)
+    return next(size for size in sizes if shares(model.heads, model.kv_heads, model.inner, size) and (nodes == 1 or gpus % size == 0))
 
 
 def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine, memory: int, limits: Limits = UNLIMITED) -> Fit:  # noqa: PLR0917 - a formula of six figures

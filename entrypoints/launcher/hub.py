@@ -91,15 +91,16 @@ def bytes_here(model: str, env: Mapping[str, str]) -> int:
         return 0
 
 
+def known(model: str) -> dict[str, Any]:
+    """What the catalog says of a model of the hub: `bytes` on disk, and `config`, the fields of its config.json that give its size; or nothing."""
+    with open(os.path.join(os.path.dirname(__file__), "models.json"), encoding="utf-8") as file:
+        return dict(json.load(file).get(model, {}))
+
+
 def bytes_whole(model: str, snapshot: str) -> int:
     """Bytes of a model: from the table of known models, else from the index in the cache; 0 where neither says."""
-    try:
-        with open(os.path.join(os.path.dirname(__file__), "models.json"), encoding="utf-8") as file:
-            known = json.load(file)
-        if model in known:
-            return int(known[model]["bytes"])
-    except OSError:
-        pass
+    if found := known(model):
+        return int(found["bytes"])
     try:
         with open(os.path.join(snapshot, "model.safetensors.index.json"), encoding="utf-8") as file:
             return int(json.load(file)["metadata"]["total_size"])

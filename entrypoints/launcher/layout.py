@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from launcher import fit
 from launcher.errors import Refused
+
+SHARED = {"num_attention_heads": "attention heads", "num_key_value_heads": "KV heads", "intermediate_size": "as the width of its MLP"}
 
 
 class Layout(NamedTuple):
@@ -41,6 +44,15 @@ def choose_executor(wanted: str, nodes: int, offered: Sequence[str], image: str)
     return Executor(wanted, "LAUNCH_EXECUTOR says so")
 
 
+def shares(config: Mapping[str, Any], size: int) -> bool:
+    """Whether so many GPUs can share each layer, as far as config.json says; see `fit.shares`."""
+    heads, kv_heads, inner = (config.get(name) for name in SHARED)
+    if not isinstance(heads, int) or heads < 1:
+        return True
+    kv_heads = kv_heads if isinstance(kv_heads, int) and kv_heads > 0 else heads
+    return fit.shares(heads, kv_heads, inner if isinstance(inner, int) else 0, size)
+
+
 def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mapping[str, Any]) -> Layout:
     """The sizes from what was asked for, else TP the GPUs of a node and PP the nodes.
 
@@ -51,6 +63,8 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
     devices, unit = each * nodes, "GPUs" if gpus else "nodes"
     if tp is None:
         tp = max(devices // (pp or nodes), 1)
+        if nodes == 1:
+            tp = next(size for size in range(tp, 0, -1) if shares(config, size))
     if pp is None:
         pp = max(devices // tp, 1) if nodes > 1 else 1
     said = f"Tensor parallel {tp} (LAUNCH_TP) times pipeline parallel {pp} (LAUNCH_PP)"
@@ -58,17 +72,20 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
         raise Refused(f"{said} is {tp * pp}, and the stack has {devices} {unit}, {each} on each of {nodes} nodes. Make them equal.")
     if gpus and tp * pp > devices:
         raise Refused(f"{said} needs {tp * pp} GPUs, and there are {devices}. Lower them, or unset both.")
-    heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
-    if isinstance(heads, int) and heads % tp:
-        fits = ", ".join(
-            str(size) for size in range(1, heads + 1) if heads % size == 0 and size <= devices and (nodes == 1 or devices % size == 0)
-        )
-        raise Refused(f"The model has {heads} attention heads, which {tp} GPUs cannot share evenly. Set LAUNCH_TP to one of {fits}.")
+    if not shares(config, tp):
+        fits = ", ".join(str(size) for size in range(1, devices + 1) if shares(config, size) and (nodes == 1 or devices % size == 0))
+        parts = ", ".join(f"{config[name]} {what}" for name, what in SHARED.items() if isinstance(config.get(name), int))
+        raise Refused(f"The model has {parts}, which {tp} GPUs cannot share evenly. Set LAUNCH_TP to one of {fits}.")
+    layers = config.get("num_hidden_layers")
     if isinstance(layers, int) and pp > layers:
         raise Refused(
             f"The model has {layers} layers, and pipeline parallel {pp} (LAUNCH_PP) wants at least one each. Set LAUNCH_PP lower."
         )
     warnings = []
+    if nodes == 1 and tp * pp < gpus:
+        warnings.append(
+            f"{gpus - tp * pp} of {gpus} GPUs have nothing to do: each layer can be shared by {tp}; CUDA_VISIBLE_DEVICES gives the others to another server"
+        )
     if nodes > 1 and tp > each:
         warnings.append(
             f"tensor parallel {tp} crosses nodes of {each}: every layer waits for the network, which is slow without NVLink or InfiniBand"

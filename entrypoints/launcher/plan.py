@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from launcher import __version__, flags, hardware, hub, layout, raynode
+from launcher import __version__, flags, hardware, hub, layout, raynode, sizing
 from launcher import role as roles
 from launcher.engines import ENGINES
 from launcher.engines.common import Request, flag_value
@@ -38,7 +38,7 @@ class Cluster(NamedTuple):
 class LaunchPlan(NamedTuple):
     """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`.
 
-    `cached` is what the hub's cache has of a model that is no folder.
+    `cached` is what the hub's cache has of a model that is no folder; `sizing` what it takes of the GPUs.
     `command` is the engine's, without what is known only once the nodes have met; empty where Ray starts it from the head.
     `notes` say which flags were translated, `warnings` what is doubtful.
     """
@@ -52,6 +52,8 @@ class LaunchPlan(NamedTuple):
     model: str
     model_name: str
     cached: hub.Cached | None
+    sizing: sizing.Sizing
+    max_model_len: int | None
     tp: int
     pp: int
     notes: tuple[str, ...]
@@ -90,17 +92,19 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
             "No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B."
         )
     engine = ENGINES[facts.engine]
-    visible = visible_gpus(env, facts) if found is None else len(found.gpus)
+    found = found or (hardware.look(env) if any(facts.gpus.values()) else hardware.NONE)
+    visible = len(found.gpus)
     gpus = visible if settings.gpus is None else settings.gpus
     if 0 < visible < gpus:
         raise Refused(
             f"LAUNCH_GPUS is {gpus}, and this container sees {visible}. Give it more (docker run --gpus {gpus}), or set LAUNCH_GPUS."
         )
+    config = sizing.config_of(model, env)
     executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
     if role.name == "worker" and settings.tp and settings.pp:
         cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
     else:
-        cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, hub.config(model, env))
+        cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, config)
     request = Request(
         model=model,
         model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],
@@ -111,11 +115,21 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         pp=cut.pp,
         max_model_len=settings.max_model_len,
         max_seqs=settings.max_seqs,
+        fraction=None,
         defaults=facts.args,
         args=settings.args,
         extra=settings.extra,
         api_key=settings.secrets.get("LAUNCH_API_KEY"),
         state=state_file(settings.port),
+    )
+    command = engine.command(request)
+    cached = None if os.path.isdir(model) else hub.cached(model, flag_value(command, "revision") or "main", env)
+    folder = model if cached is None else cached.folder
+    sized = sizing.size(settings, facts, command, sizing.Model(config, folder), sizing.Node(cut, role.nodes, found.gpus[:gpus]))
+    request = request._replace(
+        max_model_len=settings.max_model_len or sized.max_model_len,
+        max_seqs=settings.max_seqs or sized.max_seqs,
+        fraction=sized.fraction,
     )
     command = engine.command(request)
     flags.check(translated.snapshot, command)
@@ -130,7 +144,6 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         **({"flags": shlex.join(command[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
     }
     defaults = {name: value for name, value in facts.env.items() if name not in env}
-    cached = None if os.path.isdir(model) else hub.cached(model, flag_value(command, "revision") or "main", env)
     added = engine.environment(request)
     if cached and not cached.lacks and "HF_HUB_OFFLINE" not in env and not _asks_more(command):
         added["HF_HUB_OFFLINE"] = "1"
@@ -146,6 +159,8 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         model=request.model,
         model_name=request.model_name,
         cached=cached,
+        sizing=sized,
+        max_model_len=request.max_model_len,
         tp=cut.tp,
         pp=cut.pp,
         notes=translated.notes,
@@ -206,8 +221,3 @@ def only_port() -> int | None:
 
 def _asks_more(command: list[str]) -> bool:
     return flag_value(command, "trust-remote-code") == "true" or any(flag_value(command, name) for name in OTHER_REPOSITORIES)
-
-
-def visible_gpus(env: Mapping[str, str], facts: ImageFacts) -> int:
-    """GPUs that the engine may use; 0 for an image that uses none."""
-    return len(hardware.look(env).gpus) if any(facts.gpus.values()) else 0

@@ -28,7 +28,7 @@ def size(tensor: Tensor) -> int:
 def of_config(config: Mapping[str, Any]) -> list[Tensor]:
     """Every tensor that a checkpoint with this config.json holds, draft layers included; empty for an architecture that is not known here."""
     shapes = SHAPES.get(str(config.get("model_type")))
-    if not shapes:
+    if not shapes or not _known_storage(config):
         return []
     store = _storage(config)
     return [stored for name, shape in shapes(config) for stored in store(name, shape)]
@@ -116,6 +116,13 @@ SHAPES: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, tup
 def is_linear(name: str) -> bool:
     """Whether a tensor is the weight of a linear layer that quantisation applies to: not embeddings, norms, routers and the last layer."""
     return name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
+
+
+def _known_storage(config: Mapping[str, Any]) -> bool:
+    """Whether the way in which the weights are stored is one of `_storage`. A checkpoint names what it leaves alone in other words than the catalog."""
+    quantised = config.get("quantization_config") or {}
+    blocks = quantised.get("quant_method") == "fp8" and bool(quantised.get("weight_block_size"))
+    return not quantised or blocks or (quantised.get("quant_algo") == "NVFP4" and "exclude" in quantised)
 
 
 def _storage(config: Mapping[str, Any]) -> Callable[[str, tuple[int, ...]], Iterator[Tensor]]:

@@ -135,8 +135,10 @@ def _stored(found: Sequence[safetensors.Tensor]) -> str:
 
 
 class Wanted(NamedTuple):
-    """What is asked of a plan: a precision to hold the weights in, an image, tokens of context, requests at once, a tensor parallel size,
-    flags of the engine. Empty and 0 leave it to the plan."""
+    """What is asked of a plan; empty and 0 leave it to the plan.
+
+    A precision to hold the weights in, an image, tokens of context, requests at once, a tensor parallel size, flags of the engine.
+    """
 
     precision: str = ""
     image: str = ""
@@ -145,6 +147,10 @@ class Wanted(NamedTuple):
     tp: int = 0
     args: Mapping[str, object] = MappingProxyType({})
 
+    def flag(self, *names: str) -> str:
+        """The value of the first of these flags that is set, as text; "" where none is."""
+        return next((str(self.args[name]) for name in names if name in self.args), "")
+
 
 def make(catalog: Catalog, model: Checkpoint, on: Machines, wanted: Wanted) -> Plan:
     """Plan a model for these GPUs. Raises BadRequest for a precision or a tensor parallel size that cannot be."""
@@ -152,7 +158,7 @@ def make(catalog: Catalog, model: Checkpoint, on: Machines, wanted: Wanted) -> P
     image, why_not = (wanted.image, "") if wanted.image else _image(catalog, on, held)
     known = image or next(iter(_images_for(catalog, on.kind)), "")
     memory = catalog.release_of(known).memory if known else None
-    engine = fit.engine((memory or GENERIC).model_dump(), wanted.args)
+    engine = fit.engine((memory or GENERIC).model_dump(), wanted.flag)
     layout = _layout(model, on, held, wanted)
     found = fit.fit(model.tensors, model.shape, layout, engine, on.memory, fit.Limits(wanted.context, wanted.seqs))
     if _is_16_bits(held):
@@ -262,7 +268,7 @@ def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted) -> fit.L
         weights = "half"
     devices = on.devices
     tp = wanted.tp or fit.tensor_parallel(model.shape, on.gpus, on.nodes)
-    if model.shape.heads % tp or (on.nodes > 1 and devices % tp):
-        raise BadRequest(f"Tensor parallel {tp} does not divide {model.shape.heads} attention heads and {devices} GPUs.")
-    cache = 1 if str(wanted.args.get("kv-cache-dtype")).startswith("fp8") else 2
+    if not fit.shares(model.shape.heads, model.shape.kv_heads, model.shape.inner, tp) or (on.nodes > 1 and devices % tp):
+        raise BadRequest(f"Tensor parallel {tp} does not divide what {model.title} has, or {devices} GPUs.")
+    cache = 1 if wanted.flag("kv-cache-dtype").startswith("fp8") else 2
     return fit.Layout(tp, max(devices // tp, 1) if on.nodes > 1 else 1, weights, cache)

@@ -148,7 +148,7 @@ def siblings(catalog: Catalog) -> dict[str, Any]:
 def known_models(catalog: Catalog) -> dict[str, Any]:
     """models.json: what the launcher knows of models of the hub before it has fetched them."""
     models = (model for model in catalog.models.values() if not model.hub.startswith("/"))
-    return {model.hub: {"bytes": model.bytes, "config": model.config} for model in models}
+    return {model.hub: {"bytes": model.bytes, "config": {"torch_dtype": "bfloat16", **model.config}} for model in models}
 
 
 def apt_packages(release: Release) -> list[str]:

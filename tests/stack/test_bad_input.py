@@ -21,7 +21,7 @@ def engineroom(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Comp
 
 def copy_catalog(folder: Path) -> Path:
     """A checkout's catalog and rendered files, to spoil."""
-    for part in ("images", "compose", "docs"):
+    for part in ("images", "compose", "docs", "entrypoints"):
         shutil.copytree(ROOT / part, folder / part)
     for file in ("compose.yaml", "README.md"):
         shutil.copy(ROOT / file, folder)

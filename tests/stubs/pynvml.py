@@ -2,12 +2,14 @@
 
 STUB_GPUS: GPUs as NAME:CAPABILITY:GIB, separated by commas, `8*H200:90:141` for eight; `+mig` after GIB puts it in MIG mode with two halves.
 STUB_NVML_ERROR: the number with which nvmlInit fails. STUB_DRIVER, STUB_CUDA: 580.65.06 and 13000 unless given.
+STUB_USED_GIB: what others use of each.
 """
 
 import os
 from typing import NamedTuple
 
 NVML_DEVICE_MIG_ENABLE = 1
+nvmlMemory_v2 = 0x02000028  # noqa: N816 - NVIDIA's name
 
 
 class NVMLError(Exception):
@@ -23,6 +25,7 @@ class Device(NamedTuple):
     total: int
     free: int
     mig: bool
+    reserved: int = 0
 
 
 def nvmlInit():
@@ -42,7 +45,8 @@ def _devices():
         size = int(memory.removesuffix("+mig")) << 30
         for _ in range(int(count or 1)):
             uuid = f"GPU-{len(found)}a2b3c4d-0000-0000-0000-000000000000"
-            found.append(Device(name, int(capability), uuid, size, size - (1 << 29), memory.endswith("+mig")))
+            used = int(os.environ.get("STUB_USED_GIB", "0")) << 30
+            found.append(Device(name, int(capability), uuid, size, size - used - (1 << 29), memory.endswith("+mig")))
     return found
 
 
@@ -66,7 +70,8 @@ def nvmlDeviceGetCudaComputeCapability(handle):
     return divmod(handle.capability, 10)
 
 
-def nvmlDeviceGetMemoryInfo(handle):
+def nvmlDeviceGetMemoryInfo(handle, version):
+    assert version == nvmlMemory_v2
     return handle
 
 

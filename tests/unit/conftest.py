@@ -47,7 +47,7 @@ def catalog() -> Catalog:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A checkout to change: everything that rendering reads and writes."""
-    for part in ("images", "compose", "docs"):
+    for part in ("images", "compose", "docs", "entrypoints"):
         shutil.copytree(ROOT / part, tmp_path / part)
     for file in ("compose.yaml", "README.md"):
         shutil.copy(ROOT / file, tmp_path)

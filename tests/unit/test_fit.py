@@ -83,7 +83,7 @@ def test_cache_against_logs(seen: dict[str, Any]) -> None:
     memory = CATALOG.releases[seen["release"]].memory
     assert memory
     args = {"gpu-memory-utilization": seen["fraction"], "max-num-batched-tokens": seen["tokens"], "enforce-eager": not seen["graphs"]}
-    engine = fit.engine(memory.model_dump(), args)
+    engine = fit.engine(memory.model_dump(), planner.Wanted(args=args).flag)
     row = CATALOG.models[seen["model"]]
     layout = fit.Layout(seen["tp"], 1, seen.get("held", "stored"), seen.get("cache", 2))
     limits = fit.Limits(seen.get("context", 0), seen["seqs"])
@@ -93,3 +93,81 @@ def test_cache_against_logs(seen: dict[str, Any]) -> None:
     assert found.stages[0].free / GIB == pytest.approx(seen["gib"], rel=seen["within"])
     if "cached_tokens" in seen:
         assert found.tokens == pytest.approx(seen["cached_tokens"], rel=seen["within"])
+
+
+SHAPES = some.builds(
+    lambda kind, layers, heads, groups, wide: {
+        "model_type": kind,
+        "hidden_size": 64 * heads,
+        "intermediate_size": 128 * wide,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // groups,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 65_536,
+    },
+    some.sampled_from(["llama", "qwen2", "qwen3"]),
+    some.integers(1, 96),
+    some.sampled_from([8, 16, 32, 64]),
+    some.sampled_from([1, 2, 4, 8]),
+    some.integers(8, 256),
+)
+ENGINES = some.builds(
+    fit.Engine,
+    some.sampled_from(["all", "held", "left"]),
+    some.sampled_from([0.3, 0.8, 0.9, 0.95]),
+    some.sampled_from([0, 2048, 8192]),
+    some.sampled_from([1, 64, 1024]),
+    some.sampled_from([6.4, 38.4]),
+    some.integers(0, 4 * GIB),
+    some.integers(0, GIB),
+)
+CUTS = some.tuples(some.sampled_from([1, 2, 4, 8]), some.sampled_from([1, 2, 3]))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(SHAPES, ENGINES, CUTS, some.integers(4, 200), some.integers(1, 64), some.sampled_from([0, 4096, 65_536]))
+def test_more_memory_never_holds_less_and_a_plan_stays_within_the_gpu(
+    config: dict[str, Any], engine: fit.Engine, cut: tuple[int, int], gib: int, more: int, context: int
+) -> None:
+    """For any model, engine and layout: more memory holds as many tokens at least, and what is planned is no more than there is."""
+    shape, held = fit.shape(config), tensors.of_config(config)
+    assert shape
+    layout = fit.Layout(*cut)
+    small, large = (fit.fit(held, shape, layout, engine, size * GIB, fit.Limits(context)) for size in (gib, gib + more))
+
+    assert large.tokens >= small.tokens
+    assert large.context >= small.context
+    assert large.missing <= small.missing
+    assert sum(fit.weights(held, shape, layout)) >= sum(map(tensors.size, held)) / cut[0]  # nothing gets lost by cutting
+    if small.context:
+        for stage in small.stages:
+            assert stage.weights + stage.activations + stage.request + small.tokens * stage.token <= gib * GIB
+            assert small.requests(small.context) >= 1
+
+
+def test_layers_of_pipeline_stages() -> None:
+    """What is over goes to the stages before the last, as vLLM does it."""
+    assert fit.split(61, 2) == [31, 30]
+    assert fit.split(61, 4) == [15, 15, 16, 15]
+    assert fit.split(80, 3) == [27, 27, 26]
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        ({"sliding_window": 4096, "use_sliding_window": False}, [0, 0, 0, 0]),
+        ({"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 3}, [0, 0, 0, 4096]),
+        ({"sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"] * 2}, [1024, 0, 1024, 0]),
+        ({"sliding_window": 4096, "model_type": "mistral"}, [4096] * 4),
+        ({"sliding_window": None, "model_type": "mistral"}, [0] * 4),
+    ],
+)
+def test_attention_windows(config: dict[str, Any], windows: list[int]) -> None:
+    """Layers with a window keep no more than it, whatever the context."""
+    whole = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 1000, "intermediate_size": 512}
+    shape = fit.shape({**whole, "max_position_embeddings": 32_768, **config})
+    assert shape
+
+    assert list(shape.windows) == windows
+    assert fit.cache(shape, fit.Layout(1, 1)) == [(2 * 512 * 2 * windows.count(0), 2 * 512 * 2 * sum(windows))]

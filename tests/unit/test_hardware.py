@@ -121,7 +121,8 @@ def test_nvidia_smi_stands_in(nvidia_smi: Callable[[str], None], tmp_path: Path)
 
     found = look(CUDA_VISIBLE_DEVICES="1")
 
-    assert found.gpus == (Gpu("Tesla V100-SXM2-32GB", 70, 32768 << 20, 32494 << 20),)
+    usable = int((32768 << 20) * hardware.PROGRAM_USABLE)
+    assert found.gpus == (Gpu("Tesla V100-SXM2-32GB", 70, usable, usable),)
     assert (found.driver, found.cuda) == ("550.54.15", 0)
     assert found.found_by == "nvidia-smi, driver 550.54.15; CUDA_VISIBLE_DEVICES=1 leaves 1 of 2"
 

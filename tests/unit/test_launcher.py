@@ -249,7 +249,7 @@ def test_a_misspelt_command_is_named() -> None:
 def test_each_engine_listens_outside_and_shards(engine: str, start: list[str], flag: list[str]) -> None:
     """Each engine listens on every address of its container, since two of them default to localhost."""
     request = Request(
-        model="m", model_name="n", host="0.0.0.0", port=8000, executor="", tp=2, pp=1, max_model_len=None, max_seqs=None,
+        model="m", model_name="n", host="0.0.0.0", port=8000, executor="", tp=2, pp=1, max_model_len=None, max_seqs=None, fraction=None,
         defaults={}, args={"trust-remote-code": False}, extra=(), api_key=None, state="",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from launcher.errors import Refused
 
 LLAMA = {"num_attention_heads": 32, "num_hidden_layers": 64}
 FOUR = {"num_attention_heads": 4, "num_hidden_layers": 2}
+QWEN_7B = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944, "num_hidden_layers": 28}
 
 
 @pytest.mark.parametrize(
@@ -48,11 +49,20 @@ def test_tensor_parallel_across_nodes_is_warned_of(tp: int, gpus: int, crosses: 
     assert all(f"tensor parallel {tp} crosses nodes" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize(("gpus", "tp", "idle"), [(8, 4, True), (4, 4, False), (3, 2, True), (1, 1, False)])
+def test_as_many_gpus_as_can_share(gpus: int, tp: int, idle: bool) -> None:
+    """On one node the default is the most GPUs that divide heads and MLP; the others are said to be idle."""
+    found = layout.decide(None, None, 1, gpus, QWEN_7B)
+
+    assert (found.tp, found.pp) == (tp, 1)
+    assert [warning.startswith(f"{gpus - tp} of {gpus} GPUs have nothing to do") for warning in found.warnings] == [True] * idle
+
+
 @pytest.mark.parametrize(
     ("asked", "config", "message"),
     [
         ((3, None, 1, 4), FOUR, "4 attention heads, which 3 GPUs cannot share evenly. Set LAUNCH_TP to one of 1, 2, 4."),
-        ((None, None, 1, 3), FOUR, "3 GPUs cannot share evenly. Set LAUNCH_TP to one of 1, 2."),
+        ((7, None, 1, 8), QWEN_7B, "28 attention heads, 4 KV heads, 18944 as the width of its MLP, which 7 GPUs cannot share evenly"),
         ((None, None, 2, 3), FOUR, "3 GPUs cannot share evenly"),
         (
             (4, 4, 2, 4),

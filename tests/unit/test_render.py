@@ -149,6 +149,7 @@ GPU = """
 title = "NVIDIA T4"
 compute_capability = 75
 memory_gib = [16]
+usable_gib = [14.56]
 precisions = ["half"]
 source = "CUDA C++ programming guide"
 """
@@ -164,6 +165,7 @@ title = "R1-Distill-Qwen-7B once more"
 image = "v100-half"
 model = "r1-7b"
 gpus = 1
+gpu = "v100-32"
 max_model_len = 4096
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.checks import gpus, machine, weights
+from launcher.checks import gpus, machine, memory, weights
 from launcher.checks.common import Case, Check, refused_by
 from launcher.errors import LaunchError, Refused
 
@@ -16,6 +16,7 @@ CHECKS = (
     ("precision", gpus.precision),
     ("model", weights.are_there),
     ("model code", weights.code),
+    ("memory", memory.fits),
     ("shared memory", machine.shared_memory),
     ("cache", machine.cache),
     ("ports", machine.ports),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher import hub
+from launcher import sizing
 from launcher.checks.common import SILENT, Case, Check, gib, ok, refused, warning
 from launcher.facts import ImageFacts
 from launcher.hardware import Gpu
@@ -111,7 +111,7 @@ def precision(case: Case) -> Check:
     """The numbers that are asked for are numbers that these GPUs can compute with."""
     if not case.capability:
         return SILENT
-    config = hub.config(case.plan.model, case.env)
+    config = sizing.config_of(case.plan.model, case.env)
     return _dtype(case, config) or _quantization(case, config) or _cache_dtype(case, config) or ok(_says(case, config))
 
 

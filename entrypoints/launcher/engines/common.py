@@ -12,6 +12,7 @@ class Request(NamedTuple):
     """What is to be served, after all settings: sizes in tokens. `defaults` are the image's engine flags, `args` the user's.
 
     `args` has values, or, of flags that were translated, words of the command line.
+    `fraction` is the share of a GPU's memory, None for the engine's own.
     `executor` is mp, ray or native, or empty where the engine may choose; `state` is the file that says whether the launcher drains.
     """
 
@@ -24,6 +25,7 @@ class Request(NamedTuple):
     pp: int
     max_model_len: int | None
     max_seqs: int | None
+    fraction: float | None
     defaults: Mapping[str, bool | int | float | str]
     args: Mapping[str, str | tuple[str, ...]]
     extra: tuple[str, ...]

@@ -31,6 +31,7 @@ def command(request: Request) -> list[str]:
         "pipeline-parallel-size": request.pp if request.pp > 1 else None,
         "max-model-len": request.max_model_len,
         "max-num-seqs": request.max_seqs,
+        "gpu-memory-utilization": request.fraction,
         "distributed-executor-backend": {"native": "mp", "": None}.get(request.executor, request.executor),
     }
     line = flags(merged(request, values), off="no-")
