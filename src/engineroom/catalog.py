@@ -203,7 +203,7 @@ class Accuracy(Row):
 class Model(Row):
     """Checkpoint facts. `config` holds those fields of its config.json that say how large its tensors are; `bytes` is its size on disk.
 
-    `accuracy` compares it with the model in `before`, the precision that it was made from.
+    `accuracy` compares it with the checkpoint that it was made from.
     """
 
     title: str

@@ -282,6 +282,9 @@ def plan(stack: str | None, model: str | None, gpus: str | None, nodes: int, as_
     else:
         head = ("Model", "On", "Held in", "Image", "Longest context", "At once, of 8,192 tokens")
         click.echo(plan_text.table([head, *map(plan_text.summary, found)]))
+        for name, cost in {made.checkpoint.name: plan_text.accuracy(made) for made in found}.items():
+            if cost:
+                click.echo(f"{name}, accuracy: {cost}")
 
 
 @cli.command()

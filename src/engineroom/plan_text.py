@@ -50,10 +50,17 @@ def verdict(plan: Plan, least: Plan | None) -> str:
     if not plan.image:
         return f"does not fit: {plan.why_not}"
     if found.context:
-        return f"fits with a context of {found.context:,} tokens, not {wanted:,}{instead}"
+        return f"fits with {shortage(plan)}{instead}"
     if not least:
         instead = "; no layout of up to 8 nodes of 8 does"
-    return f"does not fit: each GPU lacks {gib(found.missing)} before the first token is cached{instead}"
+    return f"does not fit: {shortage(plan)}{instead}"
+
+
+def shortage(plan: Plan) -> str:
+    """What is too little, of a plan that does not work in an image of ours."""
+    if plan.found.context:
+        return f"a context of {plan.found.context:,} tokens, not {plan.wanted:,}"
+    return f"each GPU lacks {gib(plan.found.missing)} before the first token is cached"
 
 
 def holds(stage: Stage) -> str:
@@ -85,7 +92,9 @@ def precision(catalog: Catalog, plan: Plan) -> str:
 def accuracy(plan: Plan) -> str:
     """What the precision costs, where somebody has measured it."""
     row = plan.checkpoint.row
-    if not row or not row.accuracy or plan.layout.weights != "stored":
+    if plan.layout.weights == "fp8":
+        return "what FP8 costs this model is not on record; compare answers of your own"
+    if not row or not row.accuracy:
         return ""
     scores = ", ".join(f"{test.test} {test.score:g} (before {test.before:g})" for test in row.accuracy)
     return f"{scores}; {row.accuracy_source}"

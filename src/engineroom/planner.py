@@ -168,12 +168,16 @@ def make(catalog: Catalog, model: Checkpoint, on: Machines, wanted: Wanted) -> P
     return Plan(model, on, image, why_not, held, real, layout, found, wanted.context or min(USEFUL_CONTEXT, model.shape.context))
 
 
-def of_stack(catalog: Catalog, name: str) -> Plan:
-    """The plan of a stack's row. Raises UnknownName, CannotBuild, or BadRequest for a stack without GPUs."""
+def of_stack(catalog: Catalog, name: str, memory: int = 0) -> Plan:
+    """The plan of a stack's row, on GPUs of `memory` bytes where that is given.
+
+    Raises UnknownName, CannotBuild, or BadRequest for a stack without GPUs.
+    """
     stack = catalog.stack(name)
     if not stack.gpu:
         raise BadRequest(f"{name} runs on CPUs: its cache takes what VLLM_CPU_KVCACHE_SPACE says, in GiB. Plan a stack with GPUs.")
     on = machines(catalog, f"{stack.gpu}:{stack.gpus}", stack.nodes)
+    on = on._replace(memory=memory or on.memory)
     args = {setting.flag: setting.value for setting in (*catalog.images[stack.image].args, *stack.args)}
     if stack.fp8_cache:
         args["kv-cache-dtype"] = "fp8"

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from engineroom import machine, resolve
+from engineroom import machine, plan_text, planner, resolve
 from engineroom.catalog import Catalog
 from engineroom.machine import Nvidia
 from launcher.checks.gpus import runs
@@ -29,12 +29,17 @@ def images(catalog: Catalog, nvidia: Nvidia) -> Iterator[Verdict]:
 
 
 def stack(catalog: Catalog, name: str, nvidia: Nvidia) -> Verdict:
-    """A verdict for a stack: its image's, and as many GPUs as it takes on one machine. Memory is the planner's business."""
+    """A verdict for a stack: its image's, as many GPUs as it takes on one machine, and memory for its model and context."""
     row = catalog.stacks[name]
     image = next(verdict for verdict in images(catalog, nvidia) if verdict.name == row.image)
-    found = len(fitting(catalog, row.image, nvidia))
-    if image.runs and found < row.gpus:
+    gpus = fitting(catalog, row.image, nvidia)
+    if image.runs and len(gpus) < row.gpus:
         return Verdict(name, False, f"takes {row.gpus} such GPUs, found {image.why}")
+    if image.runs and row.gpus:
+        memory = min(gpu.memory for gpu in gpus)
+        plan = planner.of_stack(catalog, name, memory)
+        if not plan.works:
+            return Verdict(name, False, f"does not fit GPUs of {memory / 2**30:.0f} GiB: {plan_text.shortage(plan)}")
     there = f" and {row.nodes - 1} more like this one" if row.nodes > 1 else ""
     return Verdict(name, image.runs, image.why + there if image.runs else f"image {row.image}: {image.why}")
 
