@@ -40,9 +40,9 @@ def small_model(folder: Path, config: Mapping[str, Any] | None = None, shards: i
     return folder
 
 
-def large_model(folder: Path, shards: int = 163, tensors: int = 564) -> Path:
+def large_model(folder: Path, config: Mapping[str, Any], shards: int = 163, tensors: int = 564) -> Path:
     """As many files and tensors as DeepSeek-R1 has, 4 GB each by their sizes."""
-    small_model(folder, {"model_type": "deepseek_v3", "torch_dtype": "bfloat16", "num_hidden_layers": 61})
+    small_model(folder, config)
     (folder / "model.safetensors").unlink()
     index, total = {}, 0
     for shard in range(shards):
