@@ -51,7 +51,7 @@ test: .venv lint types check-render ## everything that a machine without a GPU c
 	@$(BIN)/pytest --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster tests/unit # mostly waiting: two at a time
 
 test-fast: .venv ## the tests that need no container
-	@$(BIN)/pytest -q -n 4 -m "not containers"
+	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers"
 
 bench: .venv ## measure speeds as ratios and write them into README.md
 	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench
