@@ -51,10 +51,10 @@ audit: .venv ## check a built image against its GPU: make audit TARGET=cpu
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
 	@scripts/docker-engine && scripts/chromium && $(BIN)/pytest --ignore=tests/cluster --ignore=tests/unit
-	@FLAG_CASES=10000 $(BIN)/pytest -n 2 --dist loadfile tests/cluster tests/unit # mostly waiting: two at a time
+	@$(BIN)/pytest --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster tests/unit # mostly waiting: two at a time
 
 test-fast: .venv ## the tests that need no container
-	@$(BIN)/pytest -q -n 4 -m "not containers"
+	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers"
 
 bench: .venv ## measure speeds as ratios and write them into README.md
 	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench

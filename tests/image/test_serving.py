@@ -11,7 +11,6 @@ import time
 import urllib.error
 from collections.abc import Callable
 
-import openai
 import pytest
 from image.conftest import ADDITION, HARDENED, Server
 
@@ -29,6 +28,8 @@ def hardened(serve: Serve) -> Server:
 
 def thought_and_answer(server: Server, **more: object) -> tuple[str, str]:
     """Stream an answer with the official client; the pinned release's name for the thought is taken from the delta."""
+    import openai  # a second, which runs without containers need not wait for
+
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
     thought, answer = "", ""
     for chunk in client.chat.completions.create(**ADDITION, stream=True, **more):  # type: ignore[call-overload]

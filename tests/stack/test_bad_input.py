@@ -46,7 +46,7 @@ def copy_catalog(folder: Path) -> Path:
         (("audit", "v100-halv"), {}, 2, "Did you mean 'v100-half'?"),
         (("audit", "images"), {}, 70, "Name the GPU that images is for: --gpu v100"),
         (("audit", "cpu"), {"DOCKER_HOST": "tcp://127.0.0.1:1"}, 69, "Type: scripts/docker-engine"),
-        (("flags", "cpuu"), {}, 2, "Did you mean 'cpu'?"),
+        (("flags", "write", "cpuu"), {}, 2, "Did you mean 'cpu'?"),
         (("rendr",), {}, 2, "No such command 'rendr'"),
     ],
 )

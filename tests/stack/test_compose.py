@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ def compose(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@functools.cache
 def whole(stack: str, **env: str) -> dict[str, Any]:
     """All of a stack's own file, what runs on other machines too."""
     return dict(json.loads(compose("--file", f"compose/{stack}.yaml", "--profile", "*", "config", "--format", "json", **env).stdout))

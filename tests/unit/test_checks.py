@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
 import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -270,27 +272,31 @@ def test_other_weights_are_not_looked_into(start: Start, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can take another user's id")
-def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read(open_folder: Path) -> None:
     """A file of another user is named, with the id that cannot read it."""
-    folder = small_model(tmp_path / "m")
+    folder = small_model(open_folder / "m")
     (folder / "model.safetensors").chmod(0o600)
 
-    with as_user(tmp_path), pytest.raises(Refused, match=r"model.safetensors cannot be read by user \d+: Permission denied"):
+    with another_user(), pytest.raises(Refused, match=r"model.safetensors cannot be read by user \d+: Permission denied"):
         safetensors.header(str(folder / "model.safetensors"))
 
 
-class as_user:  # noqa: N801
-    """Another user's rights for a while, in a folder that everybody may enter."""
-
-    def __init__(self, folder: Path) -> None:
-        for part in (folder, folder.parent, folder.parent.parent):
-            part.chmod(part.stat().st_mode | 0o055)
-
-    def __enter__(self) -> None:
-        os.seteuid(12345)
-
-    def __exit__(self, *_: object) -> None:
+@contextlib.contextmanager
+def another_user() -> Iterator[None]:
+    """Another user's rights for a while."""
+    os.seteuid(12345)
+    try:
+        yield
+    finally:
         os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def test_tensors_of_the_demo_model() -> None:
@@ -341,13 +347,13 @@ def test_fault_24_development_mode(start: Start) -> None:
 
 @pytest.mark.fault(27)
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can take another user's id")
-def test_fault_27_a_secret_of_another_user(start: Start, tmp_path: Path) -> None:
+def test_fault_27_a_secret_of_another_user(start: Start, open_folder: Path) -> None:
     """The error names the file, who may read it, who tried, and the fix."""
-    secret = tmp_path / "token"
+    secret = open_folder / "token"
     secret.write_text("canary")
     secret.chmod(0o600)
 
-    with as_user(tmp_path):
+    with another_user():
         result = CliRunner().invoke(cli.cli, ["serve", "--dry-run"], env={"HF_TOKEN_FILE": str(secret)})
         doctor = CliRunner().invoke(
             cli.cli, ["doctor"], env={"HF_TOKEN_FILE": str(secret), "LAUNCH_IMAGE": str(ROOT / "images/cpu/image.json")}
@@ -400,7 +406,7 @@ def test_fault_31_no_room_for_a_download(start: Start, tmp_path: Path, hub: Hub)
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can take another user's id")
 def test_a_cache_that_cannot_be_written(start: Start, tmp_path: Path, hub: Hub) -> None:
     """A cache of another user is named, with the id that may not write it."""
-    with as_user(tmp_path):
+    with another_user():
         found = start("h200-fp8", "h200", model=MODEL, **hub.env)
 
     assert f"{tmp_path}/hf/hub cannot be written by user 12345" in found.message
@@ -431,7 +437,7 @@ def hub() -> Iterator[Hub]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
         yield Hub({"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}, status, asked)
         server.shutdown()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import re
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -19,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from engineroom import checks, cli, disk, doctor, machine, resolve, sources
-from engineroom.catalog import Catalog
+from engineroom.catalog import FILES, Catalog
 from engineroom.checks import ENGINE_GROUP, ENGINE_USER, Check
 from engineroom.doctor import Report, examine
 from engineroom.errors import NotReady
@@ -39,6 +42,8 @@ NOT_LOADED = (
     "Make sure that the latest NVIDIA driver is installed and running."
 )
 
+TRUST = functools.cache(ssl.create_default_context)  # reads all of the machine's certificates: the slowest part
+
 
 @pytest.fixture(autouse=True)
 def nothing_runs() -> None:
@@ -49,7 +54,8 @@ class Here:
     """A made-up machine: a CPU with AVX2, memory, an empty PCI bus, a network in which everything answers, and no programs."""
 
     def __init__(self, folder: Path, catalog: Catalog, address: str) -> None:
-        self.folder, self.catalog, self.address = folder, catalog, address
+        self.folder, self.catalog = folder, copy.copy(catalog)
+        self.catalog.root = folder
         self.bin, self.pci, self.proc = folder / "bin", folder / "pci", folder / "proc"
         for made in (self.bin, self.pci, self.proc, folder / "wheels", folder / "compose"):
             made.mkdir(parents=True)
@@ -64,14 +70,13 @@ class Here:
             **self.network(address),
         }
         self.apt(address)
-        self.publish(address)
+        self.page = self.catalog.release_of(resolve.PAGE_IMAGE).published
 
     def publish(self, address: str) -> None:
         """Let the page's published image be at an address."""
-        file = self.catalog.root / "images/engines.toml"
-        file.write_text(re.sub(r'(?m)^published = "[^/]+/', f'published = "{address}/', file.read_text()))
-        self.catalog = Catalog(self.catalog.root)
-        self.page = self.catalog.release_of(resolve.PAGE_IMAGE).published
+        name = self.catalog.images[resolve.PAGE_IMAGE].engine
+        self.page = f"{address}/{self.page.partition('/')[2]}"
+        self.catalog.releases = {**self.catalog.releases, name: self.catalog.releases[name].model_copy(update={"published": self.page})}
 
     def network(self, address: str) -> dict[str, str]:
         """Settings with which indexes and hub are at an address."""
@@ -145,16 +150,26 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def checkout(address: str, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """The catalog's files, where the page's published image is at our own server."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name in FILES.values():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(re.sub(r'(?m)^published = "[^/]+/', f'published = "{address}/', (ROOT / name).read_text()))
+    return Catalog(root)
+
+
 @pytest.fixture
-def here(tmp_path: Path, copy: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> Here:
-    """A machine on which Docker works and has nothing, with a checkout of its own."""
-    found = Here(tmp_path / "here", Catalog(copy), address)
+def here(tmp_path: Path, checkout: Catalog, address: str, monkeypatch: pytest.MonkeyPatch) -> Here:
+    """A machine on which Docker works and has nothing."""
+    found = Here(tmp_path / "here", checkout, address)
     monkeypatch.setenv("PATH", str(found.bin))
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name == "DOCKER_HOST":
@@ -163,6 +178,7 @@ def here(tmp_path: Path, copy: Path, address: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine, "PCI", found.pci)
     monkeypatch.setattr(machine, "PROC", found.proc)
     monkeypatch.setattr(machine, "DAEMON_SETTINGS", found.folder / "daemon.json")
+    monkeypatch.setattr(ssl, "create_default_context", TRUST)
     monkeypatch.setattr(sources, "DOCKER_HUB", f"http://{address}")
     monkeypatch.setattr(disk, "free_bytes", lambda _: 10**12)
     found.docker(ServerVersion="26.1.5+dfsg1")
@@ -248,7 +264,7 @@ def test_old_docker(here: Here) -> None:
 
 def test_docker_that_hangs(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that never answer cost their deadline, once for Docker and once for all others together."""
-    monkeypatch.setattr(machine, "SECONDS", 0.5)
+    monkeypatch.setattr(machine, "SECONDS", 0.2)
     for name in ("docker", "nvidia-smi", "nvidia-ctk"):
         here.program(name, "exec /bin/sleep 20")
     began = time.monotonic()
@@ -553,9 +569,9 @@ def test_the_token_of_several_nodes(here: Here) -> None:
     assert failed(here.examine("demo-cpu", CLUSTER_TOKEN_FILE="no-such-file")) == []
 
 
-def test_the_command(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(here: Here, checkout: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines for people, --json for programs, 78 when something failed, and nothing but questions to Docker."""
-    monkeypatch.chdir(here.catalog.root)
+    monkeypatch.chdir(checkout.root)
     for name, value in here.env.items():
         monkeypatch.setenv(name, value)
 
