@@ -61,6 +61,7 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
     """
     each = max(gpus, 1)
     devices, unit = each * nodes, "GPUs" if gpus else "nodes"
+    chosen = tp is None
     if tp is None:
         tp = max(devices // (pp or nodes), 1)
         if nodes == 1:
@@ -82,7 +83,7 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
             f"The model has {layers} layers, and pipeline parallel {pp} (LAUNCH_PP) wants at least one each. Set LAUNCH_PP lower."
         )
     warnings = []
-    if nodes == 1 and tp * pp < gpus:
+    if chosen and nodes == 1 and tp * pp < gpus:
         warnings.append(
             f"{gpus - tp * pp} of {gpus} GPUs have nothing to do: each layer can be shared by {tp}; CUDA_VISIBLE_DEVICES gives the others to another server"
         )

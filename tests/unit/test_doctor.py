@@ -311,7 +311,7 @@ def test_eight_h200(here: Here) -> None:
     report = here.examine("r1-h200")
 
     assert failed(report) == []
-    assert check(report, "gpus").found == "8 × NVIDIA H200 (9.0), 140 GiB each"
+    assert check(report, "gpus").found == "8 × NVIDIA H200 (9.0), 139 GiB each"
     assert check(report, "nvidia toolkit").status == "ok"
     suiting = {name for name, runs in verdicts(report).items() if runs}
     assert suiting >= {"h200-fp8", "a100-sglang", "r1-h200", "r1-7b-h200"}

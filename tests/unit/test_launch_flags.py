@@ -65,10 +65,10 @@ def launcher(folders: Path, monkeypatch: pytest.MonkeyPatch, stub_gpus: Callable
 
 
 def serve(launcher: Path, image: str, *words: str, **env: str | None) -> Result:
-    """A dry run in an image, on four GPUs of the kind that it is for."""
+    """A dry run in an image, on four GPUs of the kind that it is for, so large that nothing has to be cut to fit them."""
     facts = launcher / image / "image.json"
     kind, capability = next(iter(json.loads(facts.read_text())["gpus"].items()))
-    gpus = f"4*{kind}:{capability}:80" if capability else ""
+    gpus = f"4*{kind}:{capability}:640" if capability else ""
     return CliRunner().invoke(cli.serve, ["--dry-run", "--json", *words], env={"LAUNCH_IMAGE": str(facts), "STUB_GPUS": gpus, **env})
 
 
