@@ -197,9 +197,7 @@ FP4 = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"
         ("a100-sglang", "h200", FP4, [], "refused"),
     ],
 )
-def test_precisions(
-    start: Start, tmp_path: Path, image: str, gpu: str, config: dict[str, Any], arguments: list[str], status: str
-) -> None:
+def test_precisions(start: Start, tmp_path: Path, image: str, gpu: str, config: dict[str, Any], arguments: list[str], status: str) -> None:
     """What a GPU cannot compute with is refused before weights load, whether a flag or the checkpoint asks for it."""
     found = start(image, gpu, *arguments, model=small_model(tmp_path / "m", config))
 

@@ -20,6 +20,7 @@ CHECKS = (
     ("shared memory", machine.shared_memory),
     ("cache", machine.cache),
     ("ports", machine.ports),
+    ("graphs", machine.eager),
     ("development", machine.development),
 )
 

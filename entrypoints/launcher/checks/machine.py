@@ -130,6 +130,16 @@ def holder(port: int) -> str:
     return ""
 
 
+def eager(case: Case) -> Check:
+    """CUDA graphs are on unless somebody took a guide's word for it. Source: one H200, vLLM 0.25.1, a 7 B: 1.8 times at 128 requests, 2.8 at one."""
+    if case.flag("enforce-eager", "disable-cuda-graph") != "true" or not any(case.facts.gpus.values()):
+        return SILENT
+    return warning(
+        "CUDA graphs are switched off: an H200 gave 1.8 to 2.8 times the tokens with them",
+        "Leave --enforce-eager (SGLang: --disable-cuda-graph) out, unless the start must be quick or memory is short.",
+    )
+
+
 def development(case: Case) -> Check:
     """VLLM's development mode opens paths that reset caches and run methods of the workers, to everybody who reaches the port."""
     if case.env.get("VLLM_SERVER_DEV_MODE", "0").strip() in ("", "0"):
