@@ -318,6 +318,17 @@ def test_eight_h200(here: Here) -> None:
     assert suiting & {"v100-half", "a100-fp8", "b200-fp4", "r1-b200", "v3-a100"} == set()
 
 
+def test_gpus_that_are_too_small(here: Here) -> None:
+    """A V100 of 16 GB runs the image, and does not hold the 7 B with the stack's context."""
+    here.gpu("GPU-1f1c5a2e-0, Tesla V100-SXM2-16GB, 7.0, 16384, 16130, 580.65.06")
+
+    report = here.examine("r1-7b-v100")
+
+    assert check(report, "hardware").status == "failed"
+    assert "does not fit GPUs of 16 GiB: each GPU lacks" in check(report, "hardware").found
+    assert verdicts(report)["v100-half"]
+
+
 def test_a_gpu_of_the_same_generation(here: Here) -> None:
     """Code for 8.0 runs on 8.9, and it is said that nobody has tried; code for 9.0 does not."""
     here.gpu("GPU-1f1c5a2e-0, NVIDIA L40S, 8.9, 46068, 45589, 580.65.06")
