@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-WIDTHS = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
+WIDTHS = {"BF16": 2, "F8_E4M3": 1, "F32": 4, "I32": 4, "U8": 1}
 
 
 def write_shard(path: Path, tensors: Mapping[str, tuple[str, list[int]]]) -> int:

@@ -232,6 +232,7 @@ def show_json(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
         "choices": [choice._asdict() for choice in decided.sizing.choices],
     }
     shown = {**decided._asdict(), "cluster": cluster, "cached": cached, "sizing": sized, "environment": shown_environment(decided)}
+    del shown["config"]  # the model's own file
     shown["checks"] = [check.shown() for check in passed]
     return json.dumps(shown, indent=2)
 

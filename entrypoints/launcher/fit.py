@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, Final, NamedTuple
 
+from launcher.flags import whole_number
 from launcher.safetensors import Tensor
 from launcher.tensors import is_linear, size
 
@@ -17,6 +18,13 @@ GIB: Final = 2**30
 MIB: Final = 2**20
 BLOCK = 16  # tokens that vLLM's KV cache is given out by; SGLang's and TensorRT-LLM's blocks are no larger than 64
 WIDENED_TOKENS = 65_536  # the workspace of chunked prefill with latent attention: vllm/v1/attention/backends/mla/common.py
+LARGEST, MOST_LAYERS = 10**7, 10**4  # of any size in a config.json: a typing error must not keep us counting
+LATENT_HEAD = (
+    "qk_nope_head_dim",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+)  # keys, values, and the keys once more with positions
 STEP = 1024  # contexts are proposed in such steps
 
 
@@ -39,6 +47,7 @@ class Shape(NamedTuple):
     inner: int
     routed: int
     routed_inner: int
+    block: int
     context: int
 
 
@@ -70,13 +79,16 @@ def engine(memory: Mapping[str, Any], flag: Callable[..., str]) -> Engine:
     """How a release deals memory out, with what its flags change of it.
 
     `memory` is the release's row in engines.toml; `flag` gives the text of the first of some flags that is set, "" where none is.
-    Raises ValueError for a flag that is no number.
+    Raises ValueError for a flag with a value that cannot be.
     """
+    fraction = float(flag(*FRACTION) or memory["fraction"])
+    if not 0 < fraction <= 1:
+        raise ValueError(f"{fraction} is no share of a GPU's memory, which is between 0 and 1")
     graphs = 0 if flag(*NO_GRAPHS).lower() == "true" else memory["graphs_mib"] * MIB
     return Engine(
         share=memory["share"],
-        fraction=float(flag(*FRACTION) or memory["fraction"]),
-        tokens=int(flag(*TOKENS) or memory["tokens"]),
+        fraction=fraction,
+        tokens=max(whole_number(flag(*TOKENS) or str(memory["tokens"])), 0),
         seqs=memory["seqs"],
         logit=memory["logit_bytes"],
         fixed=memory["fixed_mib"] * MIB,
@@ -139,40 +151,58 @@ class Fit(NamedTuple):
 
 
 def shape(config: Mapping[str, Any]) -> Shape | None:
-    """The shape that a config.json gives; None when it leaves out what is needed. Names as in transformers."""
-    text = config.get("text_config") or config
+    """The shape that a config.json gives; None when it leaves out what is needed, or has values that cannot be. Names as in transformers."""
     try:
-        layers, hidden, heads = (int(text[name]) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        layers, hidden, heads = (_count(config[name]) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        latent = config.get("kv_lora_rank")
+        inner = _count(config["intermediate_size"])
+        quantised = config.get("quantization_config") or {}
         return Shape(
-            layers=layers,
+            layers=layers if layers <= MOST_LAYERS else _count(0),
             hidden=hidden,
             heads=heads,
-            kv_heads=int(text.get("num_key_value_heads") or heads),
-            head_dim=int(text.get("head_dim") or hidden // heads),
-            latent=int(text["kv_lora_rank"]) + int(text["qk_rope_head_dim"]) if text.get("kv_lora_rank") else 0,
-            latent_head=2 * int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"]) + int(text["v_head_dim"])
-            if text.get("kv_lora_rank")
-            else 0,
-            windows=tuple(_windows(text, layers)),
-            vocabulary=int(text["vocab_size"]),
-            inner=int(text["intermediate_size"]),
-            routed=int(text.get("num_experts_per_tok") or 0),
-            routed_inner=int(text.get("moe_intermediate_size") or text["intermediate_size"]),
-            context=int(text["max_position_embeddings"]),
+            kv_heads=_count(config.get("num_key_value_heads") or heads),
+            head_dim=_count(config.get("head_dim") or hidden // heads),
+            latent=_count(latent) + _count(config["qk_rope_head_dim"]) if latent else 0,
+            latent_head=sum(_count(config[name]) for name in LATENT_HEAD) if latent else 0,
+            windows=tuple(_windows(config, layers)),
+            vocabulary=_count(config["vocab_size"]),
+            inner=inner,
+            routed=_count(config.get("num_experts_per_tok") or 0, 0),
+            routed_inner=_count(config.get("moe_intermediate_size") or inner),
+            block=_count((quantised.get("weight_block_size") or [1])[0]),
+            context=_context(config),
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None
 
 
+def _count(value: object, least: int = 1) -> int:
+    """A whole number that can be. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    """The longest context: with YaRN the original one, stretched, as vLLM reads it (vllm/config/model.py, _get_and_verify_max_len)."""
+    rope = config.get("rope_scaling") or {}
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type", rope.get("type")) == "yarn" and original:
+        return _count(int(_count(original) * rope["factor"]))
+    return _count(config["max_position_embeddings"])
+
+
 def _windows(config: Mapping[str, Any], layers: int) -> list[int]:
-    """The attention window of every layer, as transformers reads these fields; 0 is the whole context."""
-    window = config.get("sliding_window") or 0
-    kinds = config.get("layer_types")
-    if kinds:
+    """The attention window of every layer, as transformers reads these fields; 0 is the whole context. Raises ValueError."""
+    window = _count(config.get("sliding_window") or 0, 0)
+    if kinds := config.get("layer_types"):
+        if len(kinds) != layers:
+            raise ValueError("layer_types does not have every layer")
         return [window if kind == "sliding_attention" else 0 for kind in kinds]
     if not config.get("use_sliding_window", config.get("model_type") == "mistral"):
         return [0] * layers
-    first = config.get("max_window_layers", 0)
+    first = _count(config.get("max_window_layers") or 0, 0)
     return [window if layer >= first else 0 for layer in range(layers)]
 
 
@@ -277,18 +307,24 @@ def activations(model: Shape, layout: Layout, engine: Engine, tokens: int, seqs:
     return max(layer + routed, logits, engine.graphs) + widened
 
 
-def shares(heads: int, kv_heads: int, inner: int, size: int) -> bool:
-    """Whether so many GPUs can share each layer: they divide attention heads and the width of the MLP; of KV heads each has some, or a copy of one.
+def shares(model: Shape, size: int) -> bool:
+    """Whether so many GPUs can share each layer.
 
-    Source: QKVParallelLinear and MergedColumnParallelLinear in vllm/model_executor/layers/linear.py; SGLang's are the same.
+    They divide the attention heads and the width of the MLP, in whole blocks where it is quantised in blocks; of KV heads each has some, or
+    a copy of one. Source: QKVParallelLinear and MergedColumnParallelLinear in vllm/model_executor/layers/linear.py, and validate_fp8_block_shape.
     """
-    return heads % size == 0 and inner % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+    widths = {model.inner, model.routed_inner} if size > 1 else set()
+    return (
+        model.heads % size == 0
+        and all(width % size == 0 and width // size % model.block == 0 for width in widths)
+        and (model.kv_heads % size == 0 or size % model.kv_heads == 0)
+    )
 
 
 def tensor_parallel(model: Shape, gpus: int, nodes: int) -> int:
     """The most GPUs of a node that can share each layer; over several nodes they also divide the node's GPUs."""
     sizes = range(max(gpus, 1), 0, -1)
-    return next(size for size in sizes if shares(model.heads, model.kv_heads, model.inner, size) and (nodes == 1 or gpus % size == 0))
+    return next(size for size in sizes if size == 1 or (shares(model, size) and (nodes == 1 or gpus % size == 0)))
 
 
 def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine, memory: int, limits: Limits = UNLIMITED) -> Fit:  # noqa: PLR0917 - a formula of six figures
@@ -306,14 +342,21 @@ def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine,
             Stage(here, working, _free(engine, memory, here, working), token, request)
             for here, (token, request) in zip(held, cached, strict=True)
         )
-        tokens = max(min((stage.free - stage.request) // (stage.token or 1) for stage in stages), 0) // BLOCK * BLOCK
+        tokens = max(min(_tokens(stage, longest) for stage in stages), 0) // BLOCK * BLOCK
         return Fit(memory if engine.share == "left" else int(memory * engine.fraction), stages, tokens, min(longest, tokens))
 
-    longest = min(limits.context or model.context, model.context)
+    longest = limits.context or model.context
     if engine.tokens or limits.context:
         return at(longest)
     steps = range(STEP, longest + 1, STEP)
     return at(steps[max(bisect_left(steps, True, key=lambda context: at(context).context < context) - 1, 0)]) if steps else at(longest)
+
+
+def _tokens(stage: Stage, longest: int) -> int:
+    """Tokens that a stage's cache holds; where every layer has a window, as many as its requests may have; without layers, any number."""
+    if stage.token:
+        return (stage.free - stage.request) // stage.token
+    return stage.free // stage.request * longest if stage.request else (LARGEST if stage.free > 0 else 0)
 
 
 def _free(engine: Engine, memory: int, held: int, working: int) -> int:

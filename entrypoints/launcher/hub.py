@@ -64,21 +64,14 @@ def cached(model: str, revision: str, env: Mapping[str, str]) -> Cached:
     return Cached(snapshot, commit, "")
 
 
-def config(model: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """The model's config.json, from its folder or from the hub's cache on this machine; empty where neither has it."""
-    folders = [model]
-    if not os.path.isdir(model):
-        snapshots = os.path.join(repository(model, env), "snapshots")
-        folders = [os.path.join(snapshots, name) for name in sorted(os.listdir(snapshots))] if os.path.isdir(snapshots) else []
-    for folder in folders:
-        try:
-            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-                found = json.load(file)
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
+def config(folder: str) -> dict[str, Any]:
+    """A model's config.json, from its folder or a snapshot in the cache; empty where it cannot be read."""
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def bytes_here(model: str, env: Mapping[str, str]) -> int:

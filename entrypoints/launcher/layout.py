@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 from launcher import fit
 from launcher.errors import Refused
 
-SHARED = {"num_attention_heads": "attention heads", "num_key_value_heads": "KV heads", "intermediate_size": "as the width of its MLP"}
+SHARED = {
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "KV heads",
+    "intermediate_size": "as the width of its MLP",
+    "moe_intermediate_size": "as the width of its experts",
+}
 
 
 class Layout(NamedTuple):
@@ -45,12 +50,11 @@ def choose_executor(wanted: str, nodes: int, offered: Sequence[str], image: str)
 
 
 def shares(config: Mapping[str, Any], size: int) -> bool:
-    """Whether so many GPUs can share each layer, as far as config.json says; see `fit.shares`."""
-    heads, kv_heads, inner = (config.get(name) for name in SHARED)
-    if not isinstance(heads, int) or heads < 1:
-        return True
-    kv_heads = kv_heads if isinstance(kv_heads, int) and kv_heads > 0 else heads
-    return fit.shares(heads, kv_heads, inner if isinstance(inner, int) else 0, size)
+    """Whether so many GPUs can share each layer, as far as config.json says."""
+    if known := fit.shape(config):
+        return fit.shares(known, size)
+    heads = config.get("num_attention_heads")
+    return not isinstance(heads, int) or heads < 1 or heads % size == 0
 
 
 def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mapping[str, Any]) -> Layout:
@@ -63,9 +67,8 @@ def decide(tp: int | None, pp: int | None, nodes: int, gpus: int, config: Mappin
     devices, unit = each * nodes, "GPUs" if gpus else "nodes"
     chosen = tp is None
     if tp is None:
-        tp = max(devices // (pp or nodes), 1)
-        if nodes == 1:
-            tp = next(size for size in range(tp, 0, -1) if shares(config, size))
+        most = max(devices // (pp or nodes), 1)
+        tp = next(size for size in range(most, 0, -1) if size == 1 or (shares(config, size) and (nodes == 1 or devices % size == 0)))
     if pp is None:
         pp = max(devices // tp, 1) if nodes > 1 else 1
     said = f"Tensor parallel {tp} (LAUNCH_TP) times pipeline parallel {pp} (LAUNCH_PP)"

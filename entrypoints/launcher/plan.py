@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from launcher import __version__, flags, hardware, hub, layout, raynode, sizing
 from launcher import role as roles
@@ -38,7 +38,8 @@ class Cluster(NamedTuple):
 class LaunchPlan(NamedTuple):
     """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`.
 
-    `cached` is what the hub's cache has of a model that is no folder; `sizing` what it takes of the GPUs.
+    `cached` is what the hub's cache has of a model that is no folder; `config` is its config.json as far as it is known,
+    `sizing` what it takes of the GPUs; `copies` of it run side by side (data parallel).
     `command` is the engine's, without what is known only once the nodes have met; empty where Ray starts it from the head.
     `notes` say which flags were translated, `warnings` what is doubtful.
     """
@@ -52,7 +53,9 @@ class LaunchPlan(NamedTuple):
     model: str
     model_name: str
     cached: hub.Cached | None
+    config: Mapping[str, Any]
     sizing: sizing.Sizing
+    copies: int
     max_model_len: int | None
     tp: int
     pp: int
@@ -99,12 +102,17 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         raise Refused(
             f"LAUNCH_GPUS is {gpus}, and this container sees {visible}. Give it more (docker run --gpus {gpus}), or set LAUNCH_GPUS."
         )
-    config = sizing.config_of(model, env)
+    words = [word for value in settings.args.values() if isinstance(value, tuple) for word in value]
+    cached = None if os.path.isdir(model) else hub.cached(model, flag_value(words, "revision") or "main", env)
+    folder = model if cached is None else cached.folder
+    config = sizing.config_of(model, folder)
+    side_by_side = flag_value(words, "data-parallel-size", "dp-size")
+    copies = int(side_by_side) if side_by_side.isdigit() and role.nodes == 1 and "--enable-dp-attention" not in words else 1
     executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
     if role.name == "worker" and settings.tp and settings.pp:
         cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
     else:
-        cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus, config)
+        cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus // max(copies, 1), config)
     request = Request(
         model=model,
         model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],
@@ -123,9 +131,9 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         state=state_file(settings.port),
     )
     command = engine.command(request)
-    cached = None if os.path.isdir(model) else hub.cached(model, flag_value(command, "revision") or "main", env)
-    folder = model if cached is None else cached.folder
-    sized = sizing.size(settings, facts, command, sizing.Model(config, folder), sizing.Node(cut, role.nodes, found.gpus[:gpus]))
+    taken = found.gpus[: max(cut.tp * cut.pp * copies // role.nodes, 1)]
+    node = sizing.Node(cut, role.nodes, executor.name, taken)
+    sized = sizing.size(settings, facts, command, sizing.Model(config, folder), node)
     request = request._replace(
         max_model_len=settings.max_model_len or sized.max_model_len,
         max_seqs=settings.max_seqs or sized.max_seqs,
@@ -159,7 +167,9 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         model=request.model,
         model_name=request.model_name,
         cached=cached,
+        config=config,
         sizing=sized,
+        copies=copies,
         max_model_len=request.max_model_len,
         tp=cut.tp,
         pp=cut.pp,

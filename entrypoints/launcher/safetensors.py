@@ -18,6 +18,7 @@ SINGLE = "model.safetensors"
 LARGEST_HEADER = 100_000_000  # bytes: the format's own limit
 LFS_POINTER = b"version https://git-lfs."
 AGAIN = "Delete it if it is there, and download it again: `hf download MODEL FILE --local-dir FOLDER`."
+PART = re.compile(r"-of-0*(\d{1,9})\.safetensors$")
 ENDS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d+)')
 
 
@@ -39,7 +40,11 @@ def shards(folder: str) -> list[str]:
         return [os.path.join(folder, name) for name in sorted(set(weight_map(path).values()))]
     if os.path.lexists(os.path.join(folder, SINGLE)):
         return [os.path.join(folder, SINGLE)]
-    return sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".safetensors"))
+    found = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    for name in found:
+        if (parts := PART.search(name)) and int(parts[1]) != len(found):
+            raise Refused(f"{folder} has {len(found)} of {int(parts[1])} files of weights, and no index of them.\n{AGAIN}")
+    return [os.path.join(folder, name) for name in found]
 
 
 def weight_map(path: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,88 +29,110 @@ class Choice(NamedTuple):
 class Model(NamedTuple):
     """A model's config.json, as far as it is known, and the folder with its files, empty where they are yet to be fetched."""
 
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     folder: str
 
 
 class Node(NamedTuple):
-    """How the model is cut over so many nodes, and the GPUs that this one gives to it."""
+    """How the model is cut over so many nodes, by what means, and the GPUs of this one that it is given."""
 
     cut: Layout
     nodes: int
+    executor: str
     gpus: Sequence[Gpu]
 
 
 class Sizing(NamedTuple):
-    """What fits, None where that cannot be known, for the reason in `unknown`; and the values for settings that were not given.
+    """What fits, None where that cannot be known, for the reason in `unknown`; and values for settings that were not given.
 
-    `wanted` is the longest context in tokens, of the settings or of the model; 0 where nothing says.
+    `wanted` is the longest context in tokens, of the settings or of the model, and `context` the model's; 0 where nothing says. `free` is
+    what the engine can have of the fullest GPU, in bytes; `shares_all` says that it takes its whole share of a GPU at once.
     """
 
     fit: fit.Fit | None
     unknown: str
     wanted: int
+    context: int
+    free: int
+    shares_all: bool
     max_model_len: int | None
     max_seqs: int | None
     fraction: float | None
     choices: tuple[Choice, ...]
 
 
-def config_of(model: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """The model's config.json: from its folder or the cache, else what is known of it before it is fetched; empty where nothing is."""
-    found = hub.config(model, env)
-    if not found and not os.path.isdir(model):
-        found = dict(hub.known(model).get("config", {}))
-    return found
+def config_of(model: str, folder: str) -> dict[str, Any]:
+    """The model's config.json: of its folder, else what is known of it before it is fetched; empty where nothing is.
+
+    Models of several modalities keep what counts here in `text_config`.
+    """
+    found = hub.config(folder) if folder else dict(hub.known(model).get("config", {}))
+    inner = found.get("text_config")
+    return {**found, **inner} if isinstance(inner, dict) else found
 
 
 def size(settings: Settings, facts: ImageFacts, command: Sequence[str], model: Model, node: Node) -> Sizing:
     """What the model takes, and what follows from it. `command` is the engine's as far as it is known."""
-    shape, memory = fit.shape(model.config), facts.memory
-    wanted = settings.max_model_len or (shape.context if shape else 0)
-    nothing = Sizing(None, "", wanted, None, None, None, tuple(_given(settings, node.cut)))
-    if not node.gpus or memory is None or shape is None:
-        why = (
-            "no GPU is seen"
-            if not node.gpus
-            else "its config.json says too little"
-            if memory
-            else "how this engine uses memory is not known"
-        )
+    shape = fit.shape(model.config)
+    context = shape.context if shape else 0
+    nothing = Sizing(None, "", settings.max_model_len or context, context, 0, False, None, None, None, tuple(_given(settings, node)))
+    if why := _unknown(facts, command, model, node, shape):
         return nothing._replace(unknown=why)
+    assert shape, "an unknown shape is a reason"  # noqa: S101 - for the type checker
     try:
+        engine = fit.engine(facts.memory or {}, lambda *names: flag_value(command, *names))
         held = tensors.of_config(model.config) or (safetensors.in_folder(model.folder) if model.folder else [])
-        engine = fit.engine(memory, lambda *names: flag_value(command, *names))
     except (Refused, ValueError) as error:
         return nothing._replace(unknown=str(error).partition("\n")[0])
     if not held:
         return nothing._replace(unknown="the files that say how large its tensors are have yet to be fetched")
-    fraction = _fraction(node, engine, command)
-    engine = engine._replace(fraction=fraction or engine.fraction)
-    here = min(gpu.memory for gpu in node.gpus)
-    limits = fit.Limits(settings.max_model_len or 0, settings.max_seqs or 0)
-    found = fit.fit(held, shape, _held(node.cut, command), engine, here, limits)
-    if not found.tokens:
-        return nothing._replace(fit=found)
+    here, free = min(gpu.memory for gpu in node.gpus), min(gpu.free for gpu in node.gpus) - PROCESS
+    fraction = _fraction(node, engine, command, free / here)
+    if fraction is not None:
+        engine = engine._replace(fraction=fraction)
+    found = fit.fit(held, shape, _held(node.cut, command), engine, here, fit.Limits(settings.max_model_len or 0, settings.max_seqs or 0))
+    nothing = nothing._replace(fit=found, free=free, shares_all=engine.share == "all", fraction=fraction)
+    source = (
+        f"{free / fit.GIB:.1f} of {here / fit.GIB:.1f} GiB can be had, since something else runs there" if fraction else "the engine's own"
+    )
+    share = Choice("memory fraction", f"{engine.fraction:g}", "as set" if flag_value(command, *fit.FRACTION) else source)
+    if not found.tokens or node.executor == "native":  # nodes that differ by a little would come to different flags
+        return nothing._replace(choices=(*nothing.choices, share))
     length = None if settings.max_model_len else _length(found, shape)
-    seqs = None if settings.max_seqs else max(min(engine.seqs, found.tokens // LEAST_REQUEST), 1)
+    each = min(LEAST_REQUEST, length or nothing.wanted)
+    seqs = None if settings.max_seqs else max(min(engine.seqs, found.tokens // each), 1)
     choices = list(nothing.choices)
     if not settings.max_model_len:
-        source = f"the most that fits; the model has {shape.context}" if length else "the model's own"
-        choices.append(Choice("LAUNCH_MAX_MODEL_LEN", str(length or shape.context), source))
+        source = f"the most that fits; the model has {context}" if length else "the model's own"
+        choices.append(Choice("LAUNCH_MAX_MODEL_LEN", str(length or context), source))
     if seqs:
-        source = "the engine's own" if seqs == engine.seqs else f"the cache holds {found.tokens:,} tokens, {LEAST_REQUEST} for each"
+        source = "the engine's own" if seqs == engine.seqs else f"the cache holds {found.tokens:,} tokens, {each} for each"
         choices.append(Choice("LAUNCH_MAX_SEQS", str(seqs), source))
-    free = f"{min(gpu.free for gpu in node.gpus) / fit.GIB:.1f} of {here / fit.GIB:.1f} GiB are free, since something else runs there"
-    source = free if fraction else "as set" if flag_value(command, *fit.FRACTION) else "the engine's own"
-    choices.append(Choice("memory fraction", f"{engine.fraction:g}", source))
-    return Sizing(found, "", wanted, length, seqs if seqs != engine.seqs else None, fraction, tuple(choices))
+    return nothing._replace(max_model_len=length, max_seqs=seqs if seqs != engine.seqs else None, choices=(*choices, share))
 
 
-def _given(settings: Settings, cut: Layout) -> Iterator[Choice]:
+def _unknown(facts: ImageFacts, command: Sequence[str], model: Model, node: Node, shape: fit.Shape | None) -> str:
+    """Why it cannot be known beforehand what the model takes; empty where it can."""
+    stored = model.config.get("quantization_config")
+    stored = str(stored.get("quant_method")) if isinstance(stored, dict) else ""
+    quantised = flag_value(command, "quantization", "q")
+    if not node.gpus:
+        return "no GPU is seen"
+    if facts.memory is None:
+        return "how this engine uses memory is not in its image.json"
+    if shape is None:
+        return "config.json says too little of its sizes"
+    if quantised and not quantised.startswith("fp8") and quantised != stored:
+        return f"--quantization {quantised} changes what the weights take"
+    return "--cpu-offload-gb keeps a part of the weights elsewhere" if flag_value(command, "cpu-offload-gb") not in ("", "0") else ""
+
+
+def _given(settings: Settings, node: Node) -> Iterator[Choice]:
     """The layout, and what was given."""
-    yield Choice("LAUNCH_TP", str(cut.tp), "as set" if settings.tp else "the GPUs of a node that can share a layer")
-    yield Choice("LAUNCH_PP", str(cut.pp), "as set" if settings.pp else "what tensor parallel leaves")
+    yield Choice(
+        "LAUNCH_TP", str(node.cut.tp), "as set" if settings.tp else "the GPUs of a node that can share a layer" if node.gpus else "no GPU"
+    )
+    yield Choice("LAUNCH_PP", str(node.cut.pp), "as set" if settings.pp else "what tensor parallel leaves")
     for name, value in (("LAUNCH_MAX_MODEL_LEN", settings.max_model_len), ("LAUNCH_MAX_SEQS", settings.max_seqs)):
         if value:
             yield Choice(name, str(value), "as set")
@@ -129,12 +150,11 @@ def _length(found: fit.Fit, shape: fit.Shape) -> int | None:
     return longest if 0 < longest < shape.context else None
 
 
-def _fraction(node: Node, engine: fit.Engine, command: Sequence[str]) -> float | None:
+def _fraction(node: Node, engine: fit.Engine, command: Sequence[str], share: float) -> float | None:
     """A smaller share of the GPU than the engine's own, where something else holds a part of it; None where that is not so.
 
     On several nodes all must come to the same: then it stays.
     """
-    if node.nodes > 1 or engine.share != "all" or flag_value(command, *fit.FRACTION):
+    if node.nodes > 1 or engine.share != "all" or flag_value(command, *fit.FRACTION) or share >= engine.fraction:
         return None
-    share = min((gpu.free - PROCESS) / gpu.memory for gpu in node.gpus)
-    return int(share * 100) / 100 if 0 < share < engine.fraction else None
+    return max(int(share * 100), 1) / 100

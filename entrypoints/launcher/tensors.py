@@ -28,17 +28,22 @@ def size(tensor: Tensor) -> int:
 def of_config(config: Mapping[str, Any]) -> list[Tensor]:
     """Every tensor that a checkpoint with this config.json holds, draft layers included; empty for an architecture that is not known here."""
     shapes = SHAPES.get(str(config.get("model_type")))
-    if not shapes or not _known_storage(config):
+    try:
+        if not shapes or not _known_storage(config):
+            return []
+        store = _storage(config)
+        found = [stored for name, shape in shapes(config) for stored in store(name, shape)]
+        return found if all(isinstance(size, int) and size > 0 for tensor in found for size in tensor.shape) else []
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):  # a config.json may hold anything
         return []
-    store = _storage(config)
-    return [stored for name, shape in shapes(config) for stored in store(name, shape)]
 
 
 def _decoder(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Llama, Qwen2 and Qwen3. Source: modeling_llama.py, modeling_qwen2.py and modeling_qwen3.py of transformers 4.53."""
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     size = config.get("head_dim") or hidden // heads
-    widths = {"q": heads * size, "k": config["num_key_value_heads"] * size, "v": config["num_key_value_heads"] * size}
+    groups = config.get("num_key_value_heads") or heads
+    widths = {"q": heads * size, "k": groups * size, "v": groups * size}
     biased = config["model_type"] == "qwen2" or config.get("attention_bias")
     for layer in range(config["num_hidden_layers"]):
         name = f"model.layers.{layer}."
@@ -61,7 +66,7 @@ def _latent(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, heads, rope = config["hidden_size"], config["num_attention_heads"], config["qk_rope_head_dim"]
     query, latent, nope, value = config["q_lora_rank"], config["kv_lora_rank"], config["qk_nope_head_dim"], config["v_head_dim"]
     experts, inner = config["n_routed_experts"], config["moe_intermediate_size"]
-    layers, drafts = config["num_hidden_layers"], config.get("num_nextn_predict_layers", 0)
+    layers, drafts = config["num_hidden_layers"], min(config.get("num_nextn_predict_layers") or 0, config["num_hidden_layers"])
     for layer in range(layers + drafts):
         name = f"model.layers.{layer}."
         yield f"{name}self_attn.q_a_proj.weight", (query, hidden)
@@ -113,9 +118,12 @@ SHAPES: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, tup
 }
 
 
+LINEAR = ("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+
+
 def is_linear(name: str) -> bool:
     """Whether a tensor is the weight of a linear layer that quantisation applies to: not embeddings, norms, routers and the last layer."""
-    return name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
+    return name.endswith((*LINEAR, "experts.gate_up_proj", "experts.down_proj"))
 
 
 def _known_storage(config: Mapping[str, Any]) -> bool:

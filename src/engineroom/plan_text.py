@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engineroom.catalog import Catalog
-from engineroom.planner import NAMES, Plan
+from engineroom.planner import NAMES, Plan, name_of
 from launcher.fit import GIB, Stage
 
 CONTEXTS = (8_192, 32_768, 131_072)
@@ -78,10 +78,12 @@ def at_once(plan: Plan) -> dict[int, int]:
 def precision(catalog: Catalog, plan: Plan) -> str:
     """What the weights really are on this GPU."""
     gpu = catalog.gpus[plan.machines.kind]
-    stored, held = NAMES[plan.checkpoint.precision], NAMES[plan.precision]
+    stored, held = name_of(plan.checkpoint.precision), name_of(plan.precision)
     said = f"{held}, as stored" if stored == held else f"{held}, from {stored} in the files"
     if plan.precision == "fp8-weights":
         said += f": {gpu.title} has no FP8 arithmetic, so weights are widened to 16 bits as they are used; half the memory, no faster in large batches"
+    if plan.precision not in NAMES:
+        said += "; whether the engine has kernels for it on this GPU is not known here"
     if plan.layout.weights == "half":
         said += ": as a converted checkpoint, since no engine does this while it loads"
     if plan.layout.weights == "fp8":
@@ -145,7 +147,7 @@ def summary(plan: Plan) -> tuple[str, ...]:
     return (
         plan.checkpoint.name,
         str(plan.machines),
-        NAMES[plan.precision],
+        name_of(plan.precision),
         plan.image or "none",
         f"{plan.found.context:,}" if plan.serves else "does not fit",
         f"{eight:,}",

@@ -7,19 +7,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engineroom.catalog import Catalog, Gpu, Memory, Model
 from engineroom.errors import BadRequest, UnknownName
-from launcher import fit, safetensors, tensors
+from launcher import fit, safetensors, sizing, tensors
 from launcher.errors import LaunchError
 
 GPUS_A_NODE = 8
-MOST_NODES = 8
+MOST_NODES = 8  # of the smallest layout that is looked for
+MOST_GPUS = 64  # of a node, or nodes, that are taken for what somebody meant
 DOES_NOT_FIT = 78  # exit status
 USEFUL_CONTEXT = 8192  # tokens: a thought of a reasoning model and its answer; less is no use of it
 GENERIC = Memory(share="all", fraction=0.9, tokens=8192, seqs=256, logit_bytes=38, fixed_mib=1024, source="no image of ours: a guess")
-GPU = re.compile(r"(?P<kind>[a-z0-9.]+?)(?:-(?P<gib>\d+))?(?::(?P<count>\d+))?")
+GPU = re.compile(r"(?P<kind>[a-z0-9.]+?)(?:-(?P<gib>\d{1,9}))?(?::(?P<count>\d{1,9}))?")
 NAMES = {"auto": "16 bits", "half": "float16", "bfloat16": "bfloat16", "fp8-weights": "FP8 weights", "fp8": "FP8", "fp4": "FP4"}
 
 
@@ -54,11 +55,29 @@ class Checkpoint(NamedTuple):
     row: Model | None
 
 
+class Wanted(NamedTuple):
+    """What is asked of a plan; empty and 0 leave it to the plan.
+
+    A precision to hold the weights in, an image, tokens of context, requests at once, a tensor parallel size, flags of the engine.
+    """
+
+    precision: str = ""
+    image: str = ""
+    context: int = 0
+    seqs: int = 0
+    tp: int = 0
+    args: Mapping[str, object] = MappingProxyType({})
+
+    def flag(self, *names: str) -> str:
+        """The value of the first of these flags that is set, as text; "" where none is."""
+        return next((str(self.args[name]) for name in names if name in self.args), "")
+
+
 class Plan(NamedTuple):
     """One model on one layout.
 
-    `held` is the precision that was asked for, or the checkpoint's; `precision` what it is on this GPU. `wanted` is the context that was
-    asked for. `image` is empty where none of ours serves it, and `why_not` says why.
+    `held` is the precision that was asked for, or the checkpoint's; `precision` what it is on this GPU. `wanted` is the context in tokens, `asked` all
+    that was asked for. `image` is empty where none of ours serves it, and `why_not` says why.
     """
 
     checkpoint: Checkpoint
@@ -70,6 +89,7 @@ class Plan(NamedTuple):
     layout: fit.Layout
     found: fit.Fit
     wanted: int
+    asked: Wanted
 
     @property
     def works(self) -> bool:
@@ -86,8 +106,10 @@ def machines(catalog: Catalog, text: str, nodes: int = 1) -> Machines:
     """GPUs as people write them: `v100`, `v100:8`, `a100-80:2`. Without a size, the largest. Raises BadRequest or UnknownName."""
     found = GPU.fullmatch(text.lower())
     kinds = {name: gpu for name, gpu in catalog.gpus.items() if gpu.memory_gib}
-    if not found or int(found["count"] or 1) < 1:
-        raise BadRequest(f"--gpu {text} is not understood. Write KIND:COUNT or KIND-GIB:COUNT, for example a100-80:2.")
+    if not found or not 1 <= int(found["count"] or 1) <= MOST_GPUS or nodes > MOST_GPUS:
+        raise BadRequest(
+            f"--gpu {text} is not understood. Write KIND:COUNT or KIND-GIB:COUNT, for example a100-80:2; at most {MOST_GPUS}, and as many nodes."
+        )
     if found["kind"] not in kinds:
         raise UnknownName("GPU", found["kind"], kinds)
     gpu = kinds[found["kind"]]
@@ -112,48 +134,36 @@ def checkpoint(catalog: Catalog, name: str) -> Checkpoint:
     if not Path(name).is_dir():
         raise UnknownName("model (or folder)", name, catalog.models)
     try:
-        config = json.loads(Path(name, "config.json").read_text())
-        found = tuple(safetensors.in_folder(name)) or tuple(tensors.of_config(config))
+        read = json.loads(Path(name, "config.json").read_text())
+        config = sizing.config_of(name, name) if isinstance(read, dict) else {}
+        shape = fit.shape(config)
+        found = (safetensors.in_folder(name) or tensors.of_config(config)) if shape else []
     except OSError as error:
         raise BadRequest(f"{error.filename} cannot be read: {error.strerror}. A model's folder has a config.json.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"{name}/config.json is no JSON: {error}.") from None
     except LaunchError as error:
         raise BadRequest(str(error)) from None
-    shape = fit.shape(config) if isinstance(config, dict) else None
     if not shape or not found:
         raise BadRequest(f"{name}: neither its config.json nor safetensors files say how large its layers are.")
-    return Checkpoint(name, Path(name).resolve().name, _stored(found), shape, found, None)
+    return Checkpoint(name, Path(name).resolve().name, _stored(found, config), shape, tuple(found), None)
 
 
-def _stored(found: Sequence[safetensors.Tensor]) -> str:
-    """The precision that most of a checkpoint's bytes are in."""
+def _stored(found: Sequence[safetensors.Tensor], config: Mapping[str, Any]) -> str:
+    """The precision that most of a checkpoint's bytes are in; the name of the method where that is none of ours."""
     by_type: dict[str, int] = {}
     for tensor in found:
         by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensors.size(tensor)
-    return {"F8_E4M3": "fp8", "F16": "half"}.get(max(by_type, key=lambda kind: by_type[kind]), "bfloat16")
-
-
-class Wanted(NamedTuple):
-    """What is asked of a plan; empty and 0 leave it to the plan.
-
-    A precision to hold the weights in, an image, tokens of context, requests at once, a tensor parallel size, flags of the engine.
-    """
-
-    precision: str = ""
-    image: str = ""
-    context: int = 0
-    seqs: int = 0
-    tp: int = 0
-    args: Mapping[str, object] = MappingProxyType({})
-
-    def flag(self, *names: str) -> str:
-        """The value of the first of these flags that is set, as text; "" where none is."""
-        return next((str(self.args[name]) for name in names if name in self.args), "")
+    kind = max(by_type, key=lambda kind: by_type[kind])
+    quantised = config.get("quantization_config")
+    method = str(quantised.get("quant_algo") or quantised.get("quant_method")).lower() if isinstance(quantised, dict) else kind
+    return {"F8_E4M3": "fp8", "F16": "half", "BF16": "bfloat16", "F32": "bfloat16"}.get(kind) or {"nvfp4": "fp4"}.get(method, method)
 
 
 def make(catalog: Catalog, model: Checkpoint, on: Machines, wanted: Wanted) -> Plan:
     """Plan a model for these GPUs. Raises BadRequest for a precision or a tensor parallel size that cannot be."""
+    if wanted.context > model.shape.context:
+        raise BadRequest(f"{model.title} has a context of {model.shape.context:,} tokens; {wanted.context:,} is more.")
     held = wanted.precision or model.precision
     image, why_not = (wanted.image, "") if wanted.image else _image(catalog, on, held)
     known = image or next(iter(_images_for(catalog, on.kind)), "")
@@ -164,8 +174,8 @@ def make(catalog: Catalog, model: Checkpoint, on: Machines, wanted: Wanted) -> P
     if _is_16_bits(held):
         real = "bfloat16" if "bfloat16" in catalog.gpus[on.kind].precisions else "half"
     else:
-        real = catalog.images[image].precision if image else held
-    return Plan(model, on, image, why_not, held, real, layout, found, wanted.context or min(USEFUL_CONTEXT, model.shape.context))
+        real = catalog.images[image].precision if image and held in NAMES else held
+    return Plan(model, on, image, why_not, held, real, layout, found, wanted.context or min(USEFUL_CONTEXT, model.shape.context), wanted)
 
 
 def of_stack(catalog: Catalog, name: str, memory: int = 0) -> Plan:
@@ -214,8 +224,9 @@ def for_model(catalog: Catalog, model: str, wanted: Wanted) -> list[Plan]:
 
 def smallest_like(catalog: Catalog, plan: Plan) -> Plan | None:
     """The fewest GPUs of the same kind that do what a plan wanted."""
-    on = plan.machines
-    return smallest(catalog, plan.checkpoint, on.kind, on.gib, Wanted(precision=plan.held, context=plan.wanted))
+    wanted = plan.asked._replace(precision=plan.held, context=plan.wanted, tp=0)
+    found = smallest(catalog, plan.checkpoint, plan.machines.kind, plan.machines.gib, wanted)
+    return found if found and found.machines.devices > plan.machines.devices else None
 
 
 def smallest(catalog: Catalog, model: Checkpoint, kind: str, gib: int, wanted: Wanted) -> Plan | None:
@@ -240,6 +251,11 @@ def _is_16_bits(precision: str) -> bool:
     return precision in ("auto", "half", "bfloat16")
 
 
+def name_of(precision: str) -> str:
+    """A precision for people."""
+    return NAMES.get(precision, precision.upper())
+
+
 def _images_for(catalog: Catalog, kind: str) -> list[str]:
     return [name for name, image in catalog.images.items() if kind in image.gpus]
 
@@ -247,14 +263,14 @@ def _images_for(catalog: Catalog, kind: str) -> list[str]:
 def _image(catalog: Catalog, on: Machines, held: str) -> tuple[str, str]:
     """The image that serves weights held like this on these GPUs; or none, and why."""
     gpu, images = catalog.gpus[on.kind], _images_for(catalog, on.kind)
-    if _is_16_bits(held):
+    if _is_16_bits(held) or held not in NAMES:
         images = [name for name in images if catalog.images[name].precision != "fp4"]  # an FP8 image serves 16 bits as well
     else:
         images = [name for name in images if catalog.images[name].precision.startswith(held)]
     if not images:
         rules = (rule.reason for rule in catalog.impossible_images.values() if rule.gpu == on.kind and rule.precision == held)
         return "", next(
-            rules, f"No image of ours serves {NAMES[held]} on a {gpu.title}, which has {', '.join(NAMES[p] for p in gpu.precisions)}."
+            rules, f"No image of ours serves {name_of(held)} on a {gpu.title}, which has {', '.join(name_of(p) for p in gpu.precisions)}."
         )
     if on.nodes > 1:
         images = [name for name in images if catalog.release_of(name).executors]
@@ -272,7 +288,8 @@ def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted) -> fit.L
         weights = "half"
     devices = on.devices
     tp = wanted.tp or fit.tensor_parallel(model.shape, on.gpus, on.nodes)
-    if not fit.shares(model.shape.heads, model.shape.kv_heads, model.shape.inner, tp) or (on.nodes > 1 and devices % tp):
-        raise BadRequest(f"Tensor parallel {tp} does not divide what {model.title} has, or {devices} GPUs.")
+    pp = max(devices // tp, 1) if on.nodes > 1 else 1
+    if not fit.shares(model.shape, tp) or (on.nodes > 1 and devices % tp) or pp > model.shape.layers:
+        raise BadRequest(f"{model.title} cannot be cut by tensor parallel {tp} and pipeline parallel {pp} over {on}.")
     cache = 1 if wanted.flag("kv-cache-dtype").startswith("fp8") else 2
-    return fit.Layout(tp, max(devices // tp, 1) if on.nodes > 1 else 1, weights, cache)
+    return fit.Layout(tp, pp, weights, cache)

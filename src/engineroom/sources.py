@@ -154,23 +154,26 @@ class Sources:
         return Check(name, "ok", f"the registry of {short} answers")
 
     def _reach(self, name: str, url: str, otherwise: Status, around: str) -> Check:
-        shown = urlsplit(without_password(url)).netloc or url
+        shown = without_password(url).partition("://")[2].partition("/")[0] or url
         if problem := self._problem(url):
             return Check(name, otherwise, f"{shown} cannot be reached: {problem}", around)
         return Check(name, "ok", f"{shown} answers")
 
 
 def without_password(url: str) -> str:
-    """A URL that can be shown."""
-    parts = urlsplit(url)
+    """A URL that can be shown; one that is none is shown as it is."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def reach(url: str, ca: Path | None) -> str:
     """Why no server answers at a URL; empty when one does, even if it refuses."""
-    if urlsplit(url).scheme == "file":
-        return "" if Path(urlsplit(url).path).exists() else "it is not there"
     try:
+        if urlsplit(url).scheme == "file":
+            return "" if Path(urlsplit(url).path).exists() else "it is not there"
         request = urllib.request.Request(without_password(url), method="HEAD")  # noqa: S310 - the user's own settings
         context = ssl.create_default_context(cafile=ca)
         urllib.request.urlopen(request, timeout=machine.SECONDS, context=context).close()  # noqa: S310

@@ -173,3 +173,29 @@ def test_attention_windows(config: dict[str, Any], windows: list[int]) -> None:
 
     assert list(shape.windows) == windows
     assert fit.cache(shape, fit.Layout(1, 1)) == [(2 * 512 * 2 * windows.count(0), 2 * 512 * 2 * sum(windows))]
+
+
+ODD = some.sampled_from([None, 0, -1, 1, 28, 28.5, 10**12, True, "28", "", [], [1], {}, {"quant_method": 7}, float("inf")])
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(some.sampled_from(["r1-7b", "r1", "r1-0528-8b", "r1-0528-fp4"]), some.data())
+def test_a_config_may_hold_anything(name: str, data: some.DataObject) -> None:
+    """Whatever stands in a config.json, a shape is either whole or unknown, and nothing but a count or no count comes of it."""
+    config = dict(CATALOG.models[name].config)
+    for key in data.draw(
+        some.lists(some.sampled_from([*config, "sliding_window", "layer_types", "rope_scaling", "head_dim"]), min_size=1, max_size=3)
+    ):
+        config[key] = data.draw(ODD)
+
+    shape = fit.shape(config)
+
+    if shape:
+        assert (
+            min(shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.vocabulary, shape.inner, shape.context) > 0
+        )
+        engine = fit.Engine("all", 0.9, 2048, 256, 6.4, 0)
+        tp = fit.tensor_parallel(shape, 8, 1)
+        found = fit.fit(tensors.of_config(config), shape, fit.Layout(tp, 1), engine, 80 * GIB)
+        assert found.tokens >= 0
+        assert found.requests(1024) >= 0

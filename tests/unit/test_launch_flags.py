@@ -88,7 +88,7 @@ def given(launcher: Path, image: str, *words: str, **env: str | None) -> tuple[l
 def refusal(launcher: Path, image: str, *words: str, **env: str | None) -> list[str]:
     error = serve(launcher, image, *words, **env).exception
     assert isinstance(error, Refused), error
-    return str(error).splitlines()
+    return [line.partition(" It is: ")[0] for line in str(error).splitlines()]  # what the engine's help says is not ours
 
 
 def test_r1_single_machine_guide(launcher: Path) -> None:
@@ -198,7 +198,7 @@ def test_r14_invented_flag(launcher: Path, image: str) -> None:
             "--cudagraph-capture-sizes 1 2 4: vLLM 0.9.2 has --cuda-graph-sizes 1 2 4",
         ]),
         ("h200-fp8", "--max_num_batched_tokens 8k --gpu_memory_utilization=0.8", "--max-num-batched-tokens 8k --gpu-memory-utilization 0.8", []),
-        ("h200-fp8", "-dp 2 -O3 -cc.cudagraph_mode FULL", "--data-parallel-size 2 --optimization-level 3 --compilation-config.cudagraph_mode FULL", []),
+        ("h200-fp8", "-dp 1 -O3 -cc.cudagraph_mode FULL", "--data-parallel-size 1 --optimization-level 3 --compilation-config.cudagraph_mode FULL", []),
         ("h200-fp8", '--hf-overrides {"a":1} --long-prefill-token-threshold -1', '--hf-overrides {"a":1} --long-prefill-token-threshold=-1', []),
         ("h200-fp8", "--seed 1 --seed 2", "--seed 2", []),
         ("a100-sglang", "--reasoning-parser deepseek_r1", "--reasoning-parser deepseek-r1", [

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from launcher import hub, layout
+from engineroom.catalog import Catalog
+from launcher import hub, layout, sizing
 from launcher.errors import Refused
 
 LLAMA = {"num_attention_heads": 32, "num_hidden_layers": 64}
 FOUR = {"num_attention_heads": 4, "num_hidden_layers": 2}
-QWEN_7B = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944, "num_hidden_layers": 28}
+QWEN_7B = Catalog(Path(__file__).parents[2]).models["r1-7b"].config
+R1 = Catalog(Path(__file__).parents[2]).models["r1"].config
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,12 @@ def test_as_many_gpus_as_can_share(gpus: int, tp: int, idle: bool) -> None:
     [
         ((3, None, 1, 4), FOUR, "4 attention heads, which 3 GPUs cannot share evenly. Set LAUNCH_TP to one of 1, 2, 4."),
         ((7, None, 1, 8), QWEN_7B, "28 attention heads, 4 KV heads, 18944 as the width of its MLP, which 7 GPUs cannot share evenly"),
-        ((None, None, 2, 3), FOUR, "3 GPUs cannot share evenly"),
+        ((None, None, 2, 3), FOUR, "2 layers, and pipeline parallel 3"),
+        (
+            (32, None, 1, 32),
+            R1,
+            "2048 as the width of its experts, which 32 GPUs cannot share evenly. Set LAUNCH_TP to one of 1, 2, 4, 8, 16.",
+        ),
         (
             (4, 4, 2, 4),
             LLAMA,
@@ -125,27 +132,22 @@ def write(file: Path, text: str) -> Path:
 
 
 def test_config_of_a_folder(tmp_path: Path) -> None:
-    """A model folder's own config.json is read."""
-    write(tmp_path / "config.json", json.dumps(FOUR))
+    """A model folder's own config.json is read; what a model of several modalities has in `text_config` counts."""
+    write(tmp_path / "config.json", json.dumps({"model_type": "gemma3", "text_config": FOUR}))
 
-    assert hub.config(str(tmp_path), {}) == FOUR
-
-
-@pytest.mark.parametrize(("variable", "below"), [("HF_HUB_CACHE", ""), ("HF_HOME", "hub")])
-def test_config_of_the_hubs_cache(tmp_path: Path, variable: str, below: str) -> None:
-    """A hub id's config.json is found in the cache, also beside a snapshot that has none."""
-    snapshots = tmp_path / below / "models--deepseek-ai--DeepSeek-R1/snapshots"
-    write(snapshots / "0aaa/tokenizer.json", "{}")
-    write(snapshots / "1bbb/config.json", json.dumps(FOUR))
-
-    assert hub.config("deepseek-ai/DeepSeek-R1", {variable: str(tmp_path)}) == FOUR
+    assert sizing.config_of(str(tmp_path), str(tmp_path))["num_attention_heads"] == FOUR["num_attention_heads"]
 
 
-@pytest.mark.parametrize("text", ["{", "[1, 2]", "\udcff", None])
+def test_config_of_a_model_that_is_not_here() -> None:
+    """The catalog's models are known by their hub id, others not at all."""
+    assert sizing.config_of("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "")["num_hidden_layers"] == 28
+    assert sizing.config_of("owner/never-downloaded", "") == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", "[" * 100_000, "\udcff", None])
 def test_a_config_that_cannot_be_read_is_unknown(tmp_path: Path, text: str | None) -> None:
     """Broken, foreign or missing files leave the decision without the model's sizes, not with an error."""
     if text is not None:
         (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
 
-    assert hub.config(str(tmp_path), {}) == {}
-    assert hub.config("owner/never-downloaded", {"HF_HOME": str(tmp_path)}) == {}
+    assert hub.config(str(tmp_path)) == {}

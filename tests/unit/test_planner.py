@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from checkpoints import small_model, write_shard
 from click.testing import CliRunner, Result
 
 from engineroom import cli, plan_text, planner
@@ -180,6 +181,8 @@ def test_command_line(arguments: list[str], code: int, message: str) -> None:
         ("x100", UnknownName, "There is no GPU 'x100'. Did you mean 'v100'"),
         ("v100-24", BadRequest, "no NVIDIA V100 of 24 GiB; there are 16, 32"),
         ("v100:0", BadRequest, "KIND:COUNT"),
+        ("v100:99999999999", BadRequest, "KIND:COUNT"),
+        ("v100:65", BadRequest, "at most 64"),
         ("8*v100", BadRequest, "KIND:COUNT"),
         ("cpu", UnknownName, "no GPU 'cpu'"),
     ],
@@ -202,3 +205,34 @@ def test_a_stack_without_gpus_is_told_what_counts_there(catalog: Catalog) -> Non
     """The demo's memory is a variable."""
     with pytest.raises(BadRequest, match="VLLM_CPU_KVCACHE_SPACE"):
         planner.of_stack(catalog, "demo-cpu")
+
+
+def test_what_no_more_gpus_would_mend_offers_none(catalog: Catalog) -> None:
+    """A plan that fails for another reason than GPUs does not ask for more of them, least of all for fewer."""
+    _, text = shown(catalog, "r1-7b", "v100:8", seqs=10_000_000)
+
+    assert "more:" not in text
+
+
+def test_a_context_that_the_model_has_not(catalog: Catalog) -> None:
+    """It is named as such, and not as a lack of GPUs."""
+    with pytest.raises(BadRequest, match="has a context of 131,072 tokens"):
+        shown(catalog, "r1-7b", "h200:8", context=1_000_000)
+
+
+def test_more_stages_than_layers(catalog: Catalog, tmp_path: Path) -> None:
+    """The demo model's six layers do not go over seven nodes."""
+    with pytest.raises(BadRequest, match="cannot be cut"):
+        shown(catalog, "demo-r1", "a100-80:1", 7)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "said"),
+    [({"quant_method": "awq"}, "I32", "AWQ, as stored"), ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "U8", "FP4, as stored")],
+)
+def test_a_folder_of_quantised_weights(catalog: Catalog, tmp_path: Path, config: dict[str, str], dtype: str, said: str) -> None:
+    """What holds them is named, and nothing is claimed of it that is not known."""
+    folder = small_model(tmp_path, {**catalog.models["r1-7b"].config, "quantization_config": config})
+    write_shard(folder / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": (dtype, [64, 64])})
+
+    assert said in shown(catalog, str(folder), "a100-80:1")[1]

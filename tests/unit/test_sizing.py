@@ -138,3 +138,78 @@ def test_an_unknown_architecture_is_counted_by_its_files(dry_run: Callable[..., 
     found = dry_run("h200-fp8", H200, "r1-7b", LAUNCH_MODEL=str(folder))
 
     assert found["sizing"]["fit"]["stages"][0]["weights"] == 4 * 4 * 2
+
+
+def test_only_the_gpus_that_are_taken_count(dry_run: Callable[..., dict[str, Any]]) -> None:
+    """A smaller GPU beside the one that is used changes nothing; two copies side by side take two GPUs, and not four."""
+    one = dry_run("h200-fp8", f"{H200},NVIDIA H100:90:80", "r1-7b", LAUNCH_TP="1")
+    two = dry_run("h200-fp8", f"4*{H200}", "r1-7b", "--data-parallel-size", "2")
+
+    assert one["sizing"]["fit"]["budget"] == int(141 * 2**30 * 0.92)
+    assert (two["tp"], two["copies"]) == (2, 2)
+    assert any("4 x NVIDIA H200" in check["text"] for check in two["checks"])
+
+
+@pytest.mark.parametrize(
+    ("used", "words", "message"),
+    [
+        ("140", [], "are missing"),
+        ("60", ["--gpu-memory-utilization", "0.9"], "of one can be had: something else runs there"),
+    ],
+)
+def test_a_gpu_that_is_taken(
+    dry_run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, used: str, words: list[str], message: str
+) -> None:
+    """Too little of a GPU is free, for the model or for the share that was asked for."""
+    monkeypatch.setenv("STUB_USED_GIB", used)
+
+    assert message in dry_run("h200-fp8", H200, "r1-7b", *words)["refusals"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quantization", "bitsandbytes"], "changes what the weights take"),
+        (["--cpu-offload-gb", "40"], "keeps a part of the weights elsewhere"),
+        (["--gpu-memory-utilization", "nan"], "is no share of a GPU's memory"),
+    ],
+)
+def test_what_cannot_be_counted_is_left_to_the_engine(dry_run: Callable[..., dict[str, Any]], words: list[str], message: str) -> None:
+    """Flags that change what a GPU holds in ways that are not counted: no refusal for memory, and it is said why."""
+    found = dry_run("a100-half", "NVIDIA A100:80:40", "r1-32b", *words)
+
+    assert message in found["sizing"]["unknown"]
+    assert found["refusals"] == ""
+
+
+def test_steps_are_read_as_the_engine_writes_them(dry_run: Callable[..., dict[str, Any]]) -> None:
+    """`8k` tokens a step are 8,000."""
+    plain = dry_run("h200-fp8", H200, "r1-7b", "--max-num-batched-tokens", "16000")["sizing"]["fit"]
+
+    assert dry_run("h200-fp8", H200, "r1-7b", "--max-num-batched-tokens", "16k")["sizing"]["fit"] == plain
+
+
+@pytest.mark.parametrize(("words", "refused"), [([], True), (["--hf-overrides", '{"rope_scaling":{"factor":4}}'], False)])
+def test_a_context_longer_than_the_models(dry_run: Callable[..., dict[str, Any]], words: list[str], refused: bool) -> None:
+    """It is refused by the model's own, unless the model is stretched on purpose."""
+    found = dry_run("h200-fp8", H200, "r1-7b", *words, LAUNCH_MAX_MODEL_LEN="200000")
+
+    assert ("and the model has 131,072" in found["refusals"]) is refused
+    assert "--max-model-len" in found["command"]
+
+
+def test_a_cache_for_next_to_nothing_is_refused(dry_run: Callable[..., dict[str, Any]]) -> None:
+    """Weights that just fit leave a cache of some hundred tokens: the start is refused, with what it holds."""
+    found = dry_run("a100-half", A100, "r1-32b", "--gpu-memory-utilization", "0.781875")
+
+    assert 0 < found["sizing"]["fit"]["tokens"] < 1024
+    assert "a context of 131,072 tokens is wanted" in found["refusals"]
+
+
+def test_nodes_of_native_clusters_do_not_choose_for_themselves(dry_run: Callable[..., dict[str, Any]]) -> None:
+    """Each node has the whole command line, and a little more memory on one would make another: nothing is chosen there."""
+    cluster = {"LAUNCH_ROLE": "head", "LAUNCH_NODES": "2", "LAUNCH_CLUSTER_TOKEN": "t", "LAUNCH_EXECUTOR": "native", "LAUNCH_TP": "1"}
+
+    found = dry_run("a100-half", "NVIDIA A100:80:40", "r1-32b", **cluster)
+
+    assert not {"--max-model-len", "--max-num-seqs", "--gpu-memory-utilization"} & set(found["command"])

@@ -42,7 +42,7 @@ class Case(NamedTuple):
     def processes(self) -> int:
         """The engine's processes on this node: one for each GPU that it takes, or each share of a CPU."""
         nodes = self.plan.cluster.nodes if self.plan.cluster else 1
-        return max(self.plan.tp * self.plan.pp // nodes, 1)
+        return max(self.plan.tp * self.plan.pp * self.plan.copies // nodes, 1)
 
     @property
     def capability(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from launcher import sizing
 from launcher.checks.common import SILENT, Case, Check, gib, ok, refused, warning
 from launcher.facts import ImageFacts
 from launcher.hardware import Gpu
@@ -111,15 +111,15 @@ def precision(case: Case) -> Check:
     """The numbers that are asked for are numbers that these GPUs can compute with."""
     if not case.capability:
         return SILENT
-    config = sizing.config_of(case.plan.model, case.env)
+    config = case.plan.config
     return _dtype(case, config) or _quantization(case, config) or _cache_dtype(case, config) or ok(_says(case, config))
 
 
-def _says(case: Case, config: dict[str, object]) -> str:
+def _says(case: Case, config: Mapping[str, Any]) -> str:
     return f"dtype {case.flag('dtype') or 'auto'}, checkpoint {_method(case, config) or config.get('torch_dtype') or config.get('dtype') or 'unknown'}"
 
 
-def _dtype(case: Case, config: dict[str, object]) -> Check | None:
+def _dtype(case: Case, config: Mapping[str, Any]) -> Check | None:
     wanted, stored = case.flag("dtype"), config.get("torch_dtype") or config.get("dtype")
     if case.capability >= BFLOAT16:
         return None
@@ -134,15 +134,22 @@ def _dtype(case: Case, config: dict[str, object]) -> Check | None:
     return None
 
 
-def _method(case: Case, config: dict[str, object]) -> str:
+def _method(case: Case, config: Mapping[str, Any]) -> str:
     """How the weights are quantized: by flag, else as the checkpoint says; empty when they are not."""
     stored = config.get("quantization_config")
     if isinstance(stored, dict):
-        stored = f"{stored.get('quant_method', '')} {stored.get('quant_algo', '')}".strip()
+        stored = f"{stored.get('quant_method', '')} {stored.get('quant_algo', '')} {_compressed(stored)}".strip()
     return (case.flag("quantization", "q") or (stored if isinstance(stored, str) else "")).lower()
 
 
-def _quantization(case: Case, config: dict[str, object]) -> Check | None:
+def _compressed(stored: Mapping[str, Any]) -> str:
+    """`fp8` for a checkpoint of compressed-tensors with 8-bit floats; its quant_method names the library alone."""
+    groups = stored.get("config_groups")
+    weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+    return "fp8" if any(isinstance(one, dict) and one.get("type") == "float" and one.get("num_bits") == 8 for one in weights) else ""  # noqa: PLR2004
+
+
+def _quantization(case: Case, config: Mapping[str, Any]) -> Check | None:
     method = _method(case, config)
     four = "fp4" in method
     if not four and "fp8" not in method:
@@ -159,7 +166,7 @@ def _quantization(case: Case, config: dict[str, object]) -> Check | None:
     return None
 
 
-def _cache_dtype(case: Case, config: dict[str, object]) -> Check | None:
+def _cache_dtype(case: Case, config: Mapping[str, Any]) -> Check | None:
     wanted = case.flag("kv-cache-dtype")
     if not wanted.startswith("fp8") or "kv_lora_rank" not in config or case.capability >= FP8_CACHE_OF_LATENTS:
         return None

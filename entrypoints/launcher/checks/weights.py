@@ -70,7 +70,7 @@ def code(case: Case) -> Check:
     plan = case.plan
     if not plan.command:  # a worker under Ray: the head decides
         return SILENT
-    own, revision = "auto_map" in hub.config(plan.model, case.env), case.flag("revision")
+    own, revision = "auto_map" in plan.config, case.flag("revision")
     if os.path.isdir(plan.model):
         pinned = "revision: a folder, which is what it is"
     elif hub.COMMIT.fullmatch(revision):
