@@ -131,6 +131,7 @@ class Log:
     def _forget(self) -> None:
         self.found: dict[str, Found] = {}  # by the name of the cause
         self.also: set[str] = set()  # causes whose second pattern was there
+        self.unsaid = ""  # an exception that has said nothing yet
         self.noted: dict[str, int] = {}  # messages that look like a cause, and where they came first
 
     def add(self, line: str) -> None:
@@ -143,7 +144,12 @@ class Log:
             self._forget()
         elif self.any.match(line, begin) and not QUOTED.search(line):
             self._match(line, start, begin)
-        if SUSPECT.search(line, start) and not (CALM.search(line, 0, start) or INDENTED.search(line[:start]) or QUOTED.search(line)):
+        if self.unsaid and line[start:].strip():  # an exception whose text begins on its next line
+            self.noted[f"{self.unsaid} {line[start:].strip()}"] = self.number
+            self.unsaid = ""
+        if line.endswith(":") and EXCEPTION.fullmatch(f"{line[start:]} "):
+            self.unsaid = line[start:]
+        elif SUSPECT.search(line, start) and not (CALM.search(line, 0, start) or INDENTED.search(line[:start]) or QUOTED.search(line)):
             self.noted.setdefault(line[start:], self.number)
             if len(self.noted) > NOTED:
                 del self.noted[next(iter(self.noted))]

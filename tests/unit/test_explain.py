@@ -316,3 +316,17 @@ def test_fault_34_the_kernels_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(processes, "OOM_COUNTS", (str(tmp_path / "0"), str(tmp_path / "1")))
 
     assert processes.oom_kills() == count
+
+
+def test_an_exception_that_speaks_on_its_next_line() -> None:
+    """Its text is shown with it, and not its name alone."""
+    log = explain.Log()
+    for line in (
+        "(APIServer pid=7) RuntimeError: ",
+        "(APIServer pid=7) ",
+        "(APIServer pid=7)         An attempt has been made to start",
+        "x",
+    ):
+        log.add(line)
+
+    assert [clue.message for clue in log.clues()] == ["RuntimeError: An attempt has been made to start"]
