@@ -75,40 +75,46 @@ def size(settings: Settings, facts: ImageFacts, command: Sequence[str], model: M
     """What the model takes, and what follows from it. `command` is the engine's as far as it is known."""
     shape = fit.shape(model.config)
     context = shape.context if shape else 0
-    nothing = Sizing(None, "", settings.max_model_len or context, context, 0, False, None, None, None, tuple(_given(settings, node)))
+    sized = Sizing(None, "", settings.max_model_len or context, context, 0, False, None, None, None, tuple(_given(settings, node)))
     if why := _unknown(facts, command, model, node, shape):
-        return nothing._replace(unknown=why)
+        return sized._replace(unknown=why)
     assert shape, "an unknown shape is a reason"  # noqa: S101 - for the type checker
     try:
         engine = fit.engine(facts.memory or {}, lambda *names: flag_value(command, *names))
         held = tensors.of_config(model.config) or (safetensors.in_folder(model.folder) if model.folder else [])
     except (Refused, ValueError) as error:
-        return nothing._replace(unknown=str(error).partition("\n")[0])
+        return sized._replace(unknown=str(error).partition("\n")[0])
     if not held:
-        return nothing._replace(unknown="the files that say how large its tensors are have yet to be fetched")
+        return sized._replace(unknown="the files that say how large its tensors are have yet to be fetched")
     here, free = min(gpu.memory for gpu in node.gpus), min(gpu.free for gpu in node.gpus) - PROCESS
     fraction = _fraction(node, engine, command, free / here)
     if fraction is not None:
         engine = engine._replace(fraction=fraction)
     found = fit.fit(held, shape, _held(node.cut, command), engine, here, fit.Limits(settings.max_model_len or 0, settings.max_seqs or 0))
-    nothing = nothing._replace(fit=found, free=free, shares_all=engine.share == "all", fraction=fraction)
-    source = (
+    why = (
         f"{free / fit.GIB:.1f} of {here / fit.GIB:.1f} GiB can be had, since something else runs there" if fraction else "the engine's own"
     )
-    share = Choice("memory fraction", f"{engine.fraction:g}", "as set" if flag_value(command, *fit.FRACTION) else source)
+    share = Choice("memory fraction", f"{engine.fraction:g}", "as set" if flag_value(command, *fit.FRACTION) else why)
+    sized = sized._replace(fit=found, free=free, shares_all=engine.share == "all", fraction=fraction, choices=(*sized.choices, share))
     if not found.tokens or node.executor == "native":  # nodes that differ by a little would come to different flags
-        return nothing._replace(choices=(*nothing.choices, share))
-    length = None if settings.max_model_len else _length(found, shape)
-    each = min(LEAST_REQUEST, length or nothing.wanted)
-    seqs = None if settings.max_seqs else max(min(engine.seqs, found.tokens // each), 1)
-    choices = list(nothing.choices)
+        return sized
+    return _with_limits(sized, settings, found, shape, engine.seqs)
+
+
+def _with_limits(sized: Sizing, settings: Settings, found: fit.Fit, shape: fit.Shape, most: int) -> Sizing:
+    """Context and requests that were not given: the most that fits. `most` is how many requests the engine takes by itself."""
     if not settings.max_model_len:
-        source = f"the most that fits; the model has {context}" if length else "the model's own"
-        choices.append(Choice("LAUNCH_MAX_MODEL_LEN", str(length or context), source))
-    if seqs:
-        source = "the engine's own" if seqs == engine.seqs else f"the cache holds {found.tokens:,} tokens, {each} for each"
-        choices.append(Choice("LAUNCH_MAX_SEQS", str(seqs), source))
-    return nothing._replace(max_model_len=length, max_seqs=seqs if seqs != engine.seqs else None, choices=(*choices, share))
+        length = _length(found, shape)
+        why = f"the most that fits; the model has {shape.context}" if length else "the model's own"
+        choice = Choice("LAUNCH_MAX_MODEL_LEN", str(length or shape.context), why)
+        sized = sized._replace(max_model_len=length, choices=(*sized.choices, choice))
+    if not settings.max_seqs:
+        each = min(LEAST_REQUEST, sized.max_model_len or sized.wanted)
+        seqs = max(min(most, found.tokens // each), 1)
+        why = "the engine's own" if seqs == most else f"the cache holds {found.tokens:,} tokens, {each} for each"
+        choice = Choice("LAUNCH_MAX_SEQS", str(seqs), why)
+        sized = sized._replace(max_seqs=seqs if seqs < most else None, choices=(*sized.choices, choice))
+    return sized
 
 
 def _unknown(facts: ImageFacts, command: Sequence[str], model: Model, node: Node, shape: fit.Shape | None) -> str:
