@@ -50,8 +50,8 @@ audit: .venv ## check a built image against its GPU: make audit TARGET=cpu
 	@$(BIN)/engineroom audit $(if $(TARGET),$(TARGET),$(error which? make audit TARGET=cpu))
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
-	@scripts/docker-engine && scripts/chromium && $(BIN)/pytest --ignore=tests/cluster --ignore=tests/unit
-	@$(BIN)/pytest --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster tests/unit # mostly waiting: two at a time
+	@scripts/docker-engine && scripts/chromium && $(BIN)/pytest tests/browser tests/image tests/stack
+	@$(BIN)/pytest --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster tests/faults tests/unit # mostly waiting: two at a time
 
 test-fast: .venv ## the tests that need no container
 	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers"

@@ -16,6 +16,7 @@ from launcher.settings import ARG_PREFIX, Settings
 
 TITLES = {"sglang": "SGLang", "trtllm": "TensorRT-LLM", "vllm": "vLLM"}
 CHANGES = os.path.join(os.path.dirname(__file__), "flag_changes.toml")
+ENGINES_OWN = ("VLLM_", "SGLANG_", "TRTLLM_")  # how variables begin that only an engine reads
 SWITCH = {"true": True, "false": False}
 # vLLM 0.33 pairs --enable-x with --disable-x, older releases --x with --no-x.
 OPPOSITES = (("--no-", "--"), ("--disable-", "--enable-"), ("--enable-", "--disable-"))
@@ -220,7 +221,7 @@ def wrong_values(known: Snapshot, flag: Flag, given: Given) -> Iterator[str]:
 
 def stale_variables(engine: str, version: str, env: Mapping[str, str]) -> Iterator[str]:
     """A line for each variable in the environment that this release of the engine no longer reads, or does not read yet."""
-    if not any(_mentions(name) for name in env):
+    if not any(name.startswith(ENGINES_OWN) and _mentions(name) for name in env):
         return
     for row in _table().get("variable", ()):
         name, until, since = row["name"], row.get("until"), row.get("since")
