@@ -19,8 +19,6 @@ from engineroom.catalog import Catalog
 from engineroom.checks import Check, Status, secret
 from engineroom.host import Host
 
-PYPI = "https://pypi.org/simple/"
-DEBIAN = "http://deb.debian.org/debian"
 DOCKER_HUB = "https://registry-1.docker.io"
 GATEWAY_ERRORS = (502, 503, 504)  # a proxy's words for a server that it does not reach
 
@@ -36,10 +34,11 @@ class Sources:
         self.own_page, self.page = resolve.tag(resolve.PAGE_IMAGE, page), host.webui_image or page.published
         apt = machine.ask("apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Origin: Debian")
         self.mirrors = apt.text.split()  # what scripts/debian-base takes packages from
-        self.packages = {
-            "python packages": (host.index or PYPI, "PIP_INDEX_URL to a mirror"),
-            "debian packages": (_first_uri(host.apt_sources) or (self.mirrors or [DEBIAN])[0], "APT_SOURCES to a file that names a mirror"),
+        known = {  # as this machine is configured; where nothing says, the tools' own defaults are not asked
+            "python packages": (host.index, "PIP_INDEX_URL to a mirror"),
+            "debian packages": (_first_uri(host.apt_sources) or "".join(self.mirrors[:1]), "APT_SOURCES to a file that names a mirror"),
         }
+        self.packages = {name: (url, setting) for name, (url, setting) in known.items() if url}
         for layer in release.layers:
             if layer.index and not (host.wheels and build.has_wheels(host.wheels, release, layer)):
                 self.packages[f"{layer.name} packages"] = (layer.index, "WHEELS to a folder that has them")
