@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
-from engineroom import resolve, tables
+from engineroom import resolve, stacks, tables
 from engineroom.catalog import FILES, Catalog
 from engineroom.errors import CatalogError, EngineRoomError
 
@@ -29,7 +29,7 @@ def outputs(catalog: Catalog) -> dict[str, str]:
     for name in catalog.images:
         found |= _image(catalog, name)  # images of one release give the same layers
     for name in catalog.stacks:
-        found[f"compose/{name}.yaml"] = _template(catalog.root, "compose", "stack.yaml.j2", resolve.compose(catalog, name))
+        found[f"compose/{name}.yaml"] = _template(catalog.root, "compose", "stack.yaml.j2", stacks.compose(catalog, name))
     found |= tables.documents(catalog)
     for table, file in FILES.items():
         found[f"images/schema/{Path(file).stem}.schema.json"] = _json(table.model_json_schema())

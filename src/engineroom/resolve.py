@@ -1,4 +1,4 @@
-"""From rows to decisions: what each template needs, so that templates only write it down."""
+"""From rows to decisions about images: what each template needs, so that templates only write it down."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engineroom.catalog import Catalog, Image, Model, Release, Stack, Variable
+from engineroom.catalog import Catalog, Image, Model, Release
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"
 BASE_DAY = int(datetime(2026, 8, 24, tzinfo=UTC).timestamp())  # SOURCE_DATE_EPOCH: nothing in an image is newer than its base
@@ -17,11 +17,6 @@ REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
 PAGE_IMAGE = "webui"
-FETCH_BYTES_PER_SECOND = 20_000_000  # a slow line to the model hub; only a deadline depends on it
-MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weights on disk
-START_SECONDS = 600  # imports, compilation and graph capture, generously
-JOIN_SECONDS = 600  # from the first node of a stack to the last: somebody types on each machine
-STOP_MARGIN_SECONDS = 15  # between the launcher's deadline and Docker's
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {
@@ -224,79 +219,9 @@ def bake(catalog: Catalog) -> dict[str, Any]:
     return {"group": {"default": {"targets": ["cpu", PAGE_IMAGE]}}, "target": targets}
 
 
-def compose(catalog: Catalog, name: str) -> dict[str, Any]:
-    """What the compose template needs. Times in seconds."""
-    stack = catalog.stacks[name]
-    image, release, model = catalog.images[stack.image], catalog.release_of(stack.image), catalog.models[stack.model]
-    page = catalog.release_of(PAGE_IMAGE)
-    inside, clustered = image.model == stack.model, stack.nodes > 1
-    start = start_seconds(stack, model.bytes)
-    return {
-        "name": name,
-        "title": stack.title,
-        "image": tag(stack.image, release),
-        "dockerfile": f"images/{stack.image}/Dockerfile",
-        "base": f"${{VENDOR_IMAGE:-{release.base}}}" if release.base else f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
-        "page_image": page.published,
-        "page_settings": {variable.name: variable for variable in page.settings},
-        "model": model_folder(stack.model) if inside else model.hub,
-        "model_name": stack.model,
-        "clustered": clustered,
-        "secrets": ["hf_token", "cluster_token"] if clustered else ["hf_token"],
-        "role": "head" if clustered else "single",
-        "server": "127.0.0.1:${API_PORT:-8000}" if clustered else f"{name}-engine:8000",
-        "page_port": "${WEBUI_PORT:-3000}" if clustered else "8080",
-        "gpus": stack.gpus,
-        "engine_environment": engine_environment(stack, reasoning_parser(model, release), start),
-        "healthy_seconds": healthy_seconds(stack, model.bytes),
-        "stop_seconds": stack.drain_seconds + STOP_MARGIN_SECONDS,
-        "shm": "16gb" if stack.gpus > 1 else "1gb",
-    }
-
-
-def start_seconds(stack: Stack, model_bytes: int) -> int:
-    """Deadline for the first token: the row's own, else from the bytes that may have to be fetched first."""
-    return stack.start_seconds or min(START_SECONDS + model_bytes // FETCH_BYTES_PER_SECOND, MOST_START_SECONDS)
-
-
-def healthy_seconds(stack: Stack, model_bytes: int) -> int:
-    """How long a container may be unhealthy before that is a failure: until the first token, and until all nodes are there."""
-    return start_seconds(stack, model_bytes) + (JOIN_SECONDS if stack.nodes > 1 else 0)
-
-
 def reasoning_parser(model: Model, release: Release) -> str:
     """The parser's name in the engine's own spelling: vLLM says deepseek_r1, the others deepseek-r1."""
     return model.reasoning if release.engine == "vllm" else model.reasoning.replace("_", "-")
-
-
-def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Variable]:
-    """The launcher's settings of a stack, each with its reason."""
-
-    def variable(name: str, value: object, why: str) -> Variable:
-        return Variable(name=name, value=str(value).lower() if isinstance(value, bool) else str(value), why=why)
-
-    found = [
-        variable("LAUNCH_MAX_MODEL_LEN", stack.max_model_len, "the stack's row"),
-        variable("LAUNCH_START_SECONDS", start, "from the model's size"),
-        variable("LAUNCH_DRAIN_SECONDS", stack.drain_seconds, "the stack's row"),
-    ]
-    if stack.gpus:
-        found.append(variable("LAUNCH_GPUS", stack.gpus, "the stack's row"))
-    if stack.gpus or stack.tp:
-        found.append(variable("LAUNCH_TP", stack.tensor_parallel, "the stack's row" if stack.tp else "tensor parallel within a node"))
-    if stack.nodes > 1:
-        found += [
-            variable("LAUNCH_NODES", stack.nodes, "the stack's row"),
-            variable("LAUNCH_JOIN_SECONDS", JOIN_SECONDS, "until every node must be there"),
-        ]
-    if stack.nodes > 1 or stack.pipeline_parallel > 1:
-        found.append(variable("LAUNCH_PP", stack.pipeline_parallel, "pipeline parallel over what tensor parallel leaves"))
-    if stack.max_seqs:
-        found.append(variable("LAUNCH_MAX_SEQS", stack.max_seqs, "the stack's row"))
-    if reasoning:
-        found.append(variable("LAUNCH_ARG_REASONING_PARSER", reasoning, "splits the thought from the answer"))
-    found += [variable(f"LAUNCH_ARG_{s.flag.upper().replace('-', '_')}", s.value, s.why) for s in stack.args]
-    return {v.name: v for v in (*found, *stack.env)}
 
 
 def lock_file(catalog: Catalog, image: str) -> Path:

@@ -14,7 +14,7 @@ import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from engineroom import build, checks, resolve
+from engineroom import build, checks, resolve, stacks
 from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError, EngineRoomError, ServiceUnavailable, TryAgain
 from engineroom.host import Host
@@ -89,7 +89,7 @@ class Bringup:
         if self.row.nodes > 1:
             print(self.elsewhere(), file=sys.stderr, flush=True)
         model = self.catalog.models[self.row.model]
-        self._wait(f"{self.name}-engine", resolve.healthy_seconds(self.row, model.bytes) + 60)
+        self._wait(f"{self.name}-engine", stacks.healthy_seconds(self.row, model.bytes) + 60)
 
     def page(self) -> None:
         """Start the page and wait until it answers."""

@@ -13,7 +13,7 @@ import docker
 import pytest
 from image.conftest import ROOT, run
 
-from engineroom import auditing, build, flags, resolve
+from engineroom import auditing, build, flags, resolve, stacks
 from engineroom.catalog import Catalog
 from engineroom.host import Host
 from launcher import flags as launcher_flags
@@ -34,7 +34,7 @@ def built(name: str) -> str:
 
 def dry_run(image: str, stack: str) -> list[str]:
     """The engine's command line in a stack, as the launcher in the image makes it; of a cluster, the head's."""
-    settings = resolve.compose(CATALOG, stack)["engine_environment"]
+    settings = stacks.compose(CATALOG, stack)["engine_environment"]
     env = {name: variable.value for name, variable in settings.items()}
     env |= {"LAUNCH_ROLE": "head", "LAUNCH_CLUSTER_TOKEN": "none"} if CATALOG.stacks[stack].nodes > 1 else {}
     inside = CATALOG.images[CATALOG.stacks[stack].image].model

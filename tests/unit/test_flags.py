@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engineroom import flags, resolve
+from engineroom import flags, stacks
 from engineroom.catalog import Catalog
 from engineroom.errors import UnknownName
 from launcher import cli, raynode
@@ -23,7 +23,7 @@ def command(catalog: Catalog, stack: str, executor: str) -> list[str]:
     """The engine's command line that the launcher makes of a stack's compose file, on the node with the API."""
     env = {
         name: variable.value
-        for name, variable in resolve.compose(catalog, stack)["engine_environment"].items()
+        for name, variable in stacks.compose(catalog, stack)["engine_environment"].items()
         if name.startswith("LAUNCH_")
     }
     env |= {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engineroom import render, resolve, tables
+from engineroom import render, resolve, stacks, tables
 from engineroom.catalog import Catalog
 from engineroom.errors import EngineRoomError
 
@@ -86,7 +86,7 @@ def test_parsers_are_spelt_as_their_engines_do(catalog: Catalog) -> None:
     """The reasoning parser is deepseek_r1 in vLLM; SGLang and TensorRT-LLM call it deepseek-r1."""
     for name, stack in catalog.stacks.items():
         engine = catalog.release_of(stack.image).engine
-        found = resolve.compose(catalog, name)["engine_environment"].get("LAUNCH_ARG_REASONING_PARSER")
+        found = stacks.compose(catalog, name)["engine_environment"].get("LAUNCH_ARG_REASONING_PARSER")
         if catalog.models[stack.model].reasoning:
             assert found.value == ("deepseek_r1" if engine == "vllm" else "deepseek-r1"), name
 
