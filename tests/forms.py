@@ -71,7 +71,84 @@ def k8s(found: list[dict[str, Any]], name: str, _: int) -> Iterator[Node]:
                 rank += 1
 
 
-READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] = {"k8s": k8s}
+def lws(found: list[dict[str, Any]], name: str, _: int) -> Iterator[Node]:
+    """A group's pods, all of one template: kubernetes-sigs/lws, pkg/utils/pod/pod_utils.go."""
+    item = kind(found, "LeaderWorkerSet")
+    group = item["spec"]["leaderWorkerTemplate"]
+    leader = f"{item['metadata']['name']}-0"
+    for rank in range(group["size"]):
+        env = {
+            "LWS_LEADER_ADDRESS": f"{leader}.{item['metadata']['name']}.default",
+            "LWS_GROUP_SIZE": str(group["size"]),
+            "LWS_WORKER_INDEX": str(rank),
+            "HOSTNAME": f"{leader}-{rank}" if rank else leader,
+        }
+        yield of_pod(group["workerTemplate"]["spec"], rank, env)
+
+
+def kuberay(found: list[dict[str, Any]], name: str, _: int) -> Iterator[Node]:
+    """The head, then the workers: ray-project/kuberay, setContainerEnvVars of ray-operator/controllers/ray/common/pod.go."""
+    item = kind(found, "RayCluster")
+    cluster, spec = item["metadata"]["name"], item["spec"]
+    service = f"{cluster}-head-svc"
+    head = {
+        "RAY_CLUSTER_NAME": cluster,
+        "RAY_CLUSTER_NAMESPACE": "default",
+        "RAY_CLOUD_INSTANCE_ID": f"{cluster}-head-x7k2p",
+        "RAY_NODE_TYPE_NAME": "headgroup",
+        "RAY_PORT": "6379",
+        "RAY_ADDRESS": "127.0.0.1:6379",
+        "KUBERAY_GEN_RAY_START_CMD": "ray start --head  --block  --dashboard-agent-listen-port=52365  --dashboard-host=0.0.0.0 ",
+    }
+    yield of_pod(spec["headGroupSpec"]["template"]["spec"], 0, head)
+    rank = 1
+    for group in spec.get("workerGroupSpecs", []):
+        for _replica in range(group["replicas"]):
+            env = {
+                **head,
+                "RAY_CLOUD_INSTANCE_ID": f"{cluster}-{group['groupName']}-worker-9bq4z",
+                "RAY_NODE_TYPE_NAME": group["groupName"],
+                "FQ_RAY_IP": f"{service}.default.svc.cluster.local",
+                "RAY_IP": service,
+                "RAY_ADDRESS": f"{service}.default.svc.cluster.local:6379",
+                "KUBERAY_GEN_RAY_START_CMD": f"ray start  --address={service}.default.svc.cluster.local:6379  --block ",
+            }
+            yield of_pod(group["template"]["spec"], rank, env)
+            rank += 1
+
+
+def volcano(found: list[dict[str, Any]], name: str, _: int) -> Iterator[Node]:
+    """The tasks' pods, with what the plugins add that the job asks for: volcano-sh/volcano, pkg/controllers/job/plugins."""
+    item = kind(found, "Job")
+    job, tasks, plugins = item["metadata"]["name"], item["spec"]["tasks"], item["spec"].get("plugins", {})
+    hosts = {task["name"]: [f"{job}-{task['name']}-{index}.{job}" for index in range(task["replicas"])] for task in tasks}
+    shared = {}
+    if "svc" in plugins:
+        for task, names in hosts.items():
+            shared |= {f"VC_{task.upper()}_HOSTS": ",".join(names), f"VC_{task.upper()}_NUM": str(len(names))}
+    if "pytorch" in plugins:
+        size = sum(task["replicas"] for task in tasks)
+        shared |= {"MASTER_ADDR": hosts["master"][0], "MASTER_PORT": "23456", "WORLD_SIZE": str(size)}
+    rank = 0
+    for task in tasks:
+        for index in range(task["replicas"]):
+            mine = {"RANK": str(index + (task["name"] == "worker"))} if "pytorch" in plugins else {}
+            yield of_pod(task["template"]["spec"], rank, {**shared, **mine, "HOSTNAME": f"{job}-{task['name']}-{index}"})
+            rank += 1
+
+
+def kind(found: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
+    """The only object of a kind."""
+    (item,) = (item for item in found if item["kind"] == wanted)
+    return item
+
+
+READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] = {
+    "k8s": k8s,
+    "lws": lws,
+    "kuberay": kuberay,
+    "volcano": volcano,
+}
 
 
 def nodes(catalog: Catalog, stack: str, form: str) -> list[Node]:
