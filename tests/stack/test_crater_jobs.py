@@ -17,11 +17,12 @@ from demo import ROOT
 from engineroom.catalog import Catalog
 from engineroom.host import Host
 from engineroom.jobs import Options, render
+from engineroom.resolve import tag
 
 pytestmark = pytest.mark.containers
 
 USER = {"NB_USER": "me", "NB_UID": "1001", "NB_GID": "1001"}  # what Crater adds to every container
-PAGE_IMAGE = "engineroom:webui-openwebui0.12.4"
+PAGE_IMAGE = tag("webui", Catalog(ROOT).release_of("webui"))
 # What a visitor's browser says: an account once the page is there, and a question once it lists the model.
 ASK = """
 import json, time, urllib.request
