@@ -143,11 +143,39 @@ def kind(found: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
     return item
 
 
+def crater(found: list[dict[str, Any]], name: str, count: int) -> Iterator[Node]:
+    """Pods of the engine's Volcano job as Crater makes it: no probes, no size of shared memory, and Kubernetes' own grace period."""
+    job = next(item for item in found if item["metadata"]["annotations"]["crater.raids.io/task-name"] == name)
+    own, rank = job["metadata"]["name"], 0
+    for task in job["spec"]["tasks"]:
+        (container,) = task["template"]["spec"]["containers"]
+        for index in range(task["replicas"]):
+            scheduler = {"HOSTNAME": f"{own}-{task['name']}-{index}"}
+            if count > 1:
+                scheduler |= {"MASTER_ADDR": f"{own}-master-0.{own}", "MASTER_PORT": "23456", "WORLD_SIZE": str(count), "RANK": str(rank)}
+            else:
+                scheduler["VC_DEFAULT0_HOSTS"] = f"{scheduler['HOSTNAME']}.{own}"
+            yield Node(
+                rank,
+                container["image"],
+                {variable["name"]: variable["value"] for variable in container["env"]},
+                scheduler,
+                sum(int(number) for kind, number in container["resources"]["limits"].items() if "/" in kind),
+                0,
+                frozenset(mount["mountPath"] for mount in container["volumeMounts"]),
+                30,
+                0,
+                (),
+            )
+            rank += 1
+
+
 READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] = {
     "k8s": k8s,
     "lws": lws,
     "kuberay": kuberay,
     "volcano": volcano,
+    "crater": crater,
 }
 
 

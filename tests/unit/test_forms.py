@@ -57,6 +57,8 @@ def test_forms_say_the_same(stack: str, form: str) -> None:
     row, served = CATALOG.stacks[stack], stacks.served(CATALOG, stack)
     settings = {name: variable.value for name, variable in served["engine_environment"].items()}
     inside = served["model"].startswith("/")
+    if form == "crater":
+        settings["LAUNCH_DRAIN_SECONDS"] = "15"  # its pods have Kubernetes' own grace period, 30 s
 
     found = forms.nodes(CATALOG, stack, form)
 
@@ -67,6 +69,8 @@ def test_forms_say_the_same(stack: str, form: str) -> None:
         assert (node.environment["LAUNCH_MODEL"], node.environment["LAUNCH_MODEL_NAME"]) == (served["model"], row.model)
         assert ("LAUNCH_CLUSTER_TOKEN_FILE" in node.environment) == (row.nodes > 1)
         assert node.gpus == row.gpus
+        if form == "crater":  # it cannot say the rest: tests/unit/test_crater.py
+            continue
         assert node.shm_gib == served["shm_gib"]
         assert {"/cache", "/dev/shm", "/tmp"} <= node.mounts
         assert ("/cache/huggingface" in node.mounts) != inside

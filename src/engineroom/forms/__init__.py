@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from engineroom.catalog import Catalog
-from engineroom.forms import kuberay, kubernetes, lws, volcano
+from engineroom.forms import crater, kuberay, kubernetes, lws, volcano
 
 Job = Mapping[str, Any]
 Form = Callable[[Catalog, Job], dict[str, str]]
@@ -16,4 +16,5 @@ FORMS: Final[dict[str, Form]] = {
     "lws": lws.files,
     "kuberay": kuberay.files,
     "volcano": volcano.files,
+    "crater": crater.files,
 }
