@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
+FORM_NAMES = ("k8s", "helm", "lws", "kuberay", "volcano", "crater", "slurm")  # as in engineroom.forms, which is slow to import
 
 
 def note(line: str) -> None:
@@ -285,6 +286,50 @@ def plan(stack: str | None, model: str | None, gpus: str | None, nodes: int, as_
         for name, cost in {made.checkpoint.name: plan_text.accuracy(made) for made in found}.items():
             if cost:
                 click.echo(f"{name}, accuracy: {cost}")
+
+
+def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE options as a dict. Raises click.BadParameter."""
+    for value in values:
+        if not value.partition("=")[0] or "=" not in value:
+            raise click.BadParameter(f"{value!r} is no KEY=VALUE.")
+    return dict(value.split("=", 1) for value in values)
+
+
+@cli.command()
+@click.argument("stack")
+@click.option("--to", "form", type=click.Choice(FORM_NAMES), required=True, help="The scheduler or packaging.")
+@click.option("--namespace", help="Namespace of every object (Kubernetes).")
+@click.option(
+    "--node-selector", metavar="KEY=VALUE", multiple=True, callback=pairs, help="Labels of the nodes, in place of NVIDIA's GPU labels."
+)
+@click.option("--gang-size", type=click.IntRange(1), help="Pods that start together or not at all; only the stack's nodes make sense.")
+@click.option("--model", help="Another model than the stack's: a hub id, or a folder below /models.")
+@click.option(
+    "--models", help="What holds models, mounted read-only at /models: a claim; a folder for Slurm; a path in your space for Crater."
+)
+@click.option("--hf-token", metavar="SECRET", help="Secret with the model hub's token, for models that need one; its key is `token`.")
+@click.option(
+    "--cluster-token", metavar="SECRET", help="Secret with the token of several nodes (default: STACK-cluster-token); its key is `token`."
+)
+@click.option("--storage-class", help="Storage class of the claims (default: the cluster's).")
+@click.option("--url", default="http://localhost:3000", show_default=True, help="Where people will open the page.")
+@click.option("--out", "folder", type=FOLDER, help="Write files there; a form of one file is printed unless this is given.")
+def jobs(stack: str, form: str, folder: Path | None, **options: Any) -> None:
+    """Print STACK in a scheduler's form, or write it where that takes several files."""
+    from engineroom import jobs as maker
+
+    rows = catalog()
+    files = maker.render(rows, host(), stack, form, maker.Options(**{name: value for name, value in options.items() if value}))
+    if len(files) == 1 and not folder:
+        click.echo(next(iter(files.values())), nl=False)
+        return
+    folder = folder or rows.root / "build" / "jobs" / f"{stack}-{form}"
+    for name, text in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        click.echo(file)
 
 
 @cli.command()

@@ -45,6 +45,12 @@ class CannotBuild(EngineRoomError):
         super().__init__(f"{name} cannot work: {reason}\nUse {instead} instead.")
 
 
+class CannotRun(EngineRoomError):
+    """A stack cannot run where or as it was asked to."""
+
+    exit_code = 78
+
+
 class AuditFailed(EngineRoomError):
     """An image, wheel or folder is not what its GPU needs."""
 

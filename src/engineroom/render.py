@@ -24,12 +24,12 @@ def outputs(catalog: Catalog) -> dict[str, str]:
     found = {
         "images/bake.json": _json(resolve.bake(catalog)),
         "entrypoints/launcher/models.json": _json(resolve.known_models(catalog)),
-        "compose.yaml": _template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)}),
+        "compose.yaml": template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)}),
     }
     for name in catalog.images:
         found |= _image(catalog, name)  # images of one release give the same layers
     for name in catalog.stacks:
-        found[f"compose/{name}.yaml"] = _template(catalog.root, "compose", "stack.yaml.j2", stacks.compose(catalog, name))
+        found[f"compose/{name}.yaml"] = template(catalog.root, "compose", "stack.yaml.j2", stacks.compose(catalog, name))
     found |= tables.documents(catalog)
     for table, file in FILES.items():
         found[f"images/schema/{Path(file).stem}.schema.json"] = _json(table.model_json_schema())
@@ -46,7 +46,7 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
         files[f"{place}.txt"] = layer.requirements
         files[f"{place}.left-out"] = "".join(f"{file}\n" for file in resolve.left_out_files(catalog, release, layer.name))
     files[f"{folder}/audit-rules.json"] = _json(resolve.audit_rules(catalog, name))
-    files[f"{folder}/Dockerfile"] = _template(
+    files[f"{folder}/Dockerfile"] = template(
         catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers)
     )
     if release.engine != "open-webui":
@@ -123,7 +123,8 @@ def _environment(folder: Path) -> SandboxedEnvironment:
     )
 
 
-def _template(root: Path, area: str, name: str, values: dict[str, Any]) -> str:
+def template(root: Path, area: str, name: str, values: dict[str, Any]) -> str:
+    """A template of `area`, filled in. Raises EngineRoomError with its file and line where it asks for what is not there."""
     folder = root / area / "templates"
     try:
         return _environment(folder).get_template(name).render(values)

@@ -1,0 +1,193 @@
+"""Cluster jobs: one stack row in every scheduler's form. What does not differ between forms is decided here, once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engineroom import stacks
+from engineroom.catalog import Catalog, Gpu, Stack, Variable
+from engineroom.errors import BadRequest, CannotRun
+from engineroom.forms import FORMS
+from engineroom.host import Host
+
+API_PORT, PAGE_PORT = 8000, 8080
+CACHES_GIB = 20  # compiled kernels of one engine release: a few GiB were seen, and a new release starts anew
+PRE_STOP_SECONDS = 5  # a Service goes on sending requests until every node has heard that the pod is leaving
+MODELS = "/models"
+SECRETS = "/run/engineroom"
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a cluster's user chooses. Empty means: the default that the help text names."""
+
+    namespace: str = ""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    gang_size: int | None = None
+    model: str = ""
+    models: str = ""
+    hf_token: str = ""
+    cluster_token: str = ""
+    storage_class: str = ""
+    url: str = "http://localhost:3000"
+
+
+def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options) -> dict[str, str]:
+    """The files of a stack in one form: name -> text.
+
+    Raises UnknownName or CannotBuild for the stack, BadRequest for options that are malformed, CannotRun with the reason where the
+    stack cannot run as asked.
+    """
+    row = catalog.stack(stack)
+    check(catalog, stack, row, form, options)
+    return FORMS[form](catalog, {**job(catalog, host, stack, options), "command": f"engineroom jobs {stack} --to {form}"})
+
+
+def job(catalog: Catalog, host: Host, name: str, options: Options) -> dict[str, Any]:
+    """What every form needs: the stack as it is everywhere, and what a cluster adds. Sizes in GiB, times in seconds."""
+    row = catalog.stacks[name]
+    found = stacks.served(catalog, name)
+    model, inside = catalog.models[row.model], found["model"].startswith("/")
+    environment = [
+        Variable(name="LAUNCH_MODEL", value=options.model or found["model"], why="a hub id, or a folder in the container"),
+        Variable(name="LAUNCH_MODEL_NAME", value=found["model_name"], why="the name that the API shows"),
+        *found["engine_environment"].values(),
+    ]
+    secrets = {}
+    if options.hf_token:
+        secrets["hf_token"] = options.hf_token
+        environment.append(Variable(name="HF_TOKEN_FILE", value=f"{SECRETS}/hf_token", why="the model hub's token"))
+    if row.nodes > 1:
+        secrets["cluster_token"] = options.cluster_token or f"{label(name)}-cluster-token"
+        environment.append(Variable(name="LAUNCH_CLUSTER_TOKEN_FILE", value=f"{SECRETS}/cluster_token", why="only who knows it may join"))
+    return {
+        **found,
+        "label": label(name),
+        "image": f"{host.registry}{found['image']}",
+        "page_image": host.webui_image or found["page_image"],
+        "environment": environment,
+        "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", options.url),
+        "secrets": secrets,
+        "secrets_folder": SECRETS,
+        "models": options.models,
+        "models_folder": MODELS,
+        "namespace": options.namespace,
+        "node_selector": dict(options.node_selector),
+        "gpu_rules": gpu_rules(catalog, row),
+        "storage_class": options.storage_class,
+        "url": options.url,
+        "port": API_PORT,
+        "page_port": PAGE_PORT,
+        "cpus": 4 * row.gpus or 2,
+        "memory_gib": 16 + 16 * row.gpus if row.gpus else 4,
+        "weights_gib": 0 if inside or options.model.startswith("/") else math.ceil(model.bytes * 1.1 / 2**30),
+        "caches_gib": CACHES_GIB,
+        "pre_stop_seconds": PRE_STOP_SECONDS,
+        "grace_seconds": PRE_STOP_SECONDS + found["stop_seconds"],
+        "probes": probes(found["healthy_seconds"]),
+    }
+
+
+def page_environment(found: Mapping[str, Any], server: str, url: str) -> list[Variable]:
+    """The page's settings; `server` is where it finds the API, `url` where people open it."""
+    return [
+        *found["page_settings"].values(),
+        Variable(name="WEBUI_URL", value=url, why="where people open the page"),
+        Variable(name="CORS_ALLOW_ORIGIN", value=url, why="where people open the page"),
+        Variable(name="OPENAI_API_BASE_URLS", value=f"http://{server}/v1", why="the stack's own server"),
+        Variable(name="DEFAULT_MODELS", value=found["model_name"], why="the stack's model"),
+    ]
+
+
+def label(name: str) -> str:
+    """A stack's name where dots are not allowed: Kubernetes' names of services and pods."""
+    return name.replace(".", "-")
+
+
+def probes(healthy_seconds: int) -> dict[str, dict[str, Any]]:
+    """Startup waits for a token as long as the start may take; then a token every half minute keeps a pod in its Service.
+
+    The launcher itself ends an engine that hangs, so liveness only asks for a sign of life.
+    """
+    return {
+        "startupProbe": {"command": stacks.READY, "period": 10, "timeout": 60, "failures": math.ceil(healthy_seconds / 10)},
+        "readinessProbe": {"command": stacks.READY, "period": 30, "timeout": 60, "failures": 3},
+        "livenessProbe": {"command": ("launch", "health"), "period": 30, "timeout": 20, "failures": 4},
+    }
+
+
+def gpu_rules(catalog: Catalog, row: Stack) -> list[dict[str, Any]]:
+    """Node labels of NVIDIA's GPU feature discovery that the stack's nodes must have: compute capability, memory in MiB, GPUs.
+
+    Source: https://github.com/NVIDIA/k8s-device-plugin, docs/gpu-feature-discovery.
+    """
+    if not row.gpus:
+        return []
+    gpu, memory = planned_gpu(catalog, row)
+    major, minor = divmod(gpu.compute_capability, 10)
+    return [
+        {"key": "nvidia.com/gpu.compute.major", "operator": "In", "values": [str(major)]},
+        {"key": "nvidia.com/gpu.compute.minor", "operator": "In", "values": [str(minor)]},
+        {"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": [str(int(memory * 1024 * 0.95))]},
+        {"key": "nvidia.com/gpu.count", "operator": "Gt", "values": [str(row.gpus - 1)]},
+    ]
+
+
+def planned_gpu(catalog: Catalog, row: Stack) -> tuple[Gpu, float]:
+    """The kind of GPU that a stack is planned for, and the GiB of one."""
+    kind, _, gib = row.gpu.rpartition("-")
+    gpu = catalog.gpus[kind]
+    return gpu, gpu.usable_gib[gpu.memory_gib.index(int(gib))]
+
+
+def check(catalog: Catalog, name: str, row: Stack, form: str, options: Options) -> None:
+    """Refuse what cannot be. Raises BadRequest for malformed options, CannotRun with the reason for a stack that cannot run like that."""
+    if options.namespace and not DNS_LABEL.fullmatch(options.namespace):
+        raise BadRequest(
+            f"--namespace {options.namespace!r} is no name of a namespace: at most 63 small letters, digits and '-', "
+            "beginning and ending with a letter or digit."
+        )
+    if options.gang_size is not None and options.gang_size != row.nodes:
+        fewer = "the others may never come, and the first ones hold their GPUs all the same"
+        raise CannotRun(
+            f"{name} on {form}: a gang of {options.gang_size} for a stack of {row.nodes} node{'s' if row.nodes > 1 else ''}: "
+            f"{fewer if options.gang_size < row.nodes else 'so many never come'}. Leave --gang-size out, or say {row.nodes}."
+        )
+    if options.model.startswith(MODELS) and not options.models:
+        raise BadRequest(
+            f"--model {options.model} is a folder below {MODELS}, and nothing is mounted there. Say what holds it with --models."
+        )
+    if options.model.startswith("/") and not options.model.startswith(f"{MODELS}/"):
+        raise BadRequest(f"--model {options.model}: folders are below {MODELS} in the container; --models says what is mounted there.")
+    for key, value in options.node_selector.items():
+        if reason := contradicts(catalog, row, key, value):
+            raise CannotRun(
+                f"{name} cannot run on nodes with {key}={value}: {reason}.\nLeave --node-selector {key} out, or choose another stack."
+            )
+
+
+def contradicts(catalog: Catalog, row: Stack, key: str, value: str) -> str:
+    """Why no node with this label can run the stack; empty when the label does not say so."""
+    if not row.gpus:
+        return ""
+    gpu, memory = planned_gpu(catalog, row)
+    number = int(value) if value.isdigit() else None
+    if key == "nvidia.com/gpu.count" and number is not None and number < row.gpus:
+        return f"it takes {row.gpus} GPUs of a node, and those have {number}"
+    if key == "nvidia.com/gpu.memory" and number is not None and number < memory * 1024 * 0.95:
+        return f"it is planned for {memory:.0f} GiB a GPU, and those have {number / 1024:.0f}"
+    if key == "nvidia.com/gpu.compute.major" and number is not None and number != gpu.compute_capability // 10:
+        return f"its image has device code for compute capability {gpu.compute_capability / 10}, and those are {number}.x"
+    words = re.split(r"[^a-z0-9]+", value.lower())
+    named = [kind for kind in catalog.gpus if kind in words]
+    kinds = catalog.images[row.image].gpus
+    if named and not set(named) & set(kinds):
+        return f"its image {row.image} is for {', '.join(catalog.gpus[kind].title for kind in kinds)}"
+    if named and max(gib for kind in named for gib in catalog.gpus[kind].usable_gib) < memory:
+        return f"it is planned for {memory:.0f} GiB a GPU, and a {catalog.gpus[named[0]].title} has less"
+    return ""
