@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import charts
 import yaml
 
 from engineroom import jobs
@@ -37,8 +38,10 @@ def render(catalog: Catalog, stack: str, form: str, **options: Any) -> dict[str,
 
 
 def objects(files: dict[str, str]) -> list[dict[str, Any]]:
-    """Every Kubernetes object of the YAML files."""
-    return [item for name, text in files.items() if name.endswith(".yaml") for item in yaml.safe_load_all(text) if item]
+    """Every Kubernetes object of the YAML files, or of a chart."""
+    if "Chart.yaml" in files:
+        return list(charts.objects(files).values())
+    return [item for name, text in files.items() if name.endswith(".yaml") for item in yaml.load_all(text, yaml.CSafeLoader) if item]
 
 
 def of_pod(spec: dict[str, Any], rank: int, scheduler: dict[str, str]) -> Node:
@@ -71,7 +74,7 @@ def k8s(found: list[dict[str, Any]], name: str, _: int) -> Iterator[Node]:
                 rank += 1
 
 
-READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] = {"k8s": k8s}
+READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] = {"helm": k8s, "k8s": k8s}
 
 
 def nodes(catalog: Catalog, stack: str, form: str) -> list[Node]:
