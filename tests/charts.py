@@ -49,3 +49,8 @@ def objects(
 def autoscaled(kind: str, metric: str, **more: Any) -> Object:
     """Values that switch autoscaling on."""
     return {**SHARED, "autoscaling": {"kind": kind, "metric": metric, "target": 0.8 if metric == "cache" else 4, **more}}
+
+
+def scalers(found: Mapping[tuple[str, str], Object]) -> list[Object]:
+    """What decides on the number of servers."""
+    return [item for (kind, _), item in found.items() if kind in ("HorizontalPodAutoscaler", "ScaledObject")]

@@ -299,7 +299,7 @@ def test_autoscaling(stack: str, kind: str) -> None:
     assert gauges
     for metric, gauge in (("waiting", gauges.waiting), ("cache", gauges.cache)):
         found = charts.objects(chart(stack), charts.autoscaled(kind, metric, max=4))
-        (scaler,) = [item for (kind, _), item in found.items() if kind in ("HorizontalPodAutoscaler", "ScaledObject")]
+        (scaler,) = charts.scalers(found)
         spec, deployment = scaler["spec"], found["Deployment", f"{stack}-engine"]["spec"]
         validate(scaler)
         if kind == "hpa":
