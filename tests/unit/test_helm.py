@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -347,7 +348,7 @@ def test_the_query_finds_the_pods_of_the_release() -> None:
 @pytest.mark.parametrize(("part", "component", "path"), [("page", "page", "/"), ("api", "engine", "/v1")])
 def test_ingress(part: str, component: str, path: str) -> None:
     """One for the page or the API, off unless it has a host; the controller is let in to that alone, and streams are not cut."""
-    found = charts.objects(chart(ONE), {"ingress": {part: {"host": "ai.example.org", "tlsSecret": "tls"}}})
+    found = charts.objects(chart(ONE), {"ingress": {part: {"host": "ai.example.org", "tlsSecret": "tls", "annotations": {"own": "yes"}}}})
     (ingress,) = [item for (kind, _), item in found.items() if kind == "Ingress"]
     (rule,) = ingress["spec"]["rules"]
     annotations = ingress["metadata"]["annotations"]
@@ -358,6 +359,7 @@ def test_ingress(part: str, component: str, path: str) -> None:
     assert rule["host"] == "ai.example.org"
     assert [(entry["path"], entry["backend"]["service"]["name"]) for entry in rule["http"]["paths"]] == [(path, f"{ONE}-{component}")]
     assert ingress["spec"]["tls"] == [{"hosts": ["ai.example.org"], "secretName": "tls"}]
+    assert annotations["own"] == "yes"
     assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
     assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) >= 3600
     opened = {name for name in ("page", "engine") if let_in(found["NetworkPolicy", f"{ONE}-{name}"]) == {"ingress-nginx"}}
@@ -391,3 +393,25 @@ def test_notes_with_ingress_and_autoscaling() -> None:
     assert "curl http://api.example.org/v1/chat/completions" in notes
     assert "Servers 1 to 5, with 5 GPUs at most, on vllm:num_requests_waiting" in notes
     assert "port-forward" not in notes
+
+
+def test_what_the_page_says_works() -> None:
+    """Every value in docs/helm.md is taken, and its rule gives the gauges the names that the chart asks for."""
+    text = (ROOT / "docs/helm.md").read_text()
+    values = [helm.parse_set_string(line) for line in re.findall(r"--set (\S+=\S+)", text)]
+    values += [helm.parse_set_string_values(line) for line in re.findall(r"--set-string (\S+=\S+)", text)]
+    blocks = [helm.values_from_yaml(textwrap.dedent(block)) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    (rule,) = next(block["rules"] for block in blocks if "rules" in block)
+    series = re.search(r'__name__=~"([^"]+)"', rule["seriesQuery"])
+
+    with helm.Chart.load_archive(charts.archive(chart(ONE))) as loaded:
+        for part in (*values, *(block for block in blocks if "rules" not in block)):
+            loaded.validate_schema(part)
+    assert len(values) == 3
+    assert series
+    for gauges in filter(None, GAUGES.values()):
+        for gauge in filter(None, (gauges.waiting, gauges.cache)):
+            assert re.match(series[1], gauge)
+            found = re.match(rule["name"]["matches"], gauge)
+            assert found
+            assert found.expand(rule["name"]["as"].replace("${1}", r"\1").replace("${2}", r"\2")) == gauge.replace(":", "_")
