@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import charts
 import yaml
 
 from engineroom import jobs
@@ -37,8 +38,10 @@ def render(catalog: Catalog, stack: str, form: str, **options: Any) -> dict[str,
 
 
 def objects(files: dict[str, str]) -> list[dict[str, Any]]:
-    """Every Kubernetes object of the YAML files."""
-    return [item for name, text in files.items() if name.endswith(".yaml") for item in yaml.safe_load_all(text) if item]
+    """Every Kubernetes object of the YAML files, or of a chart."""
+    if "Chart.yaml" in files:
+        return list(charts.objects(files).values())
+    return [item for name, text in files.items() if name.endswith(".yaml") for item in yaml.load_all(text, yaml.CSafeLoader) if item]
 
 
 def of_pod(spec: dict[str, Any], rank: int, scheduler: dict[str, str]) -> Node:
@@ -172,6 +175,7 @@ def crater(found: list[dict[str, Any]], name: str, count: int) -> Iterator[Node]
 
 READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] = {
     "k8s": k8s,
+    "helm": k8s,
     "lws": lws,
     "kuberay": kuberay,
     "volcano": volcano,
