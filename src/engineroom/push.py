@@ -32,7 +32,7 @@ from engineroom.host import Host
 
 STALL_SECONDS = 600  # a registry that takes a layer of 2 GiB in may be silent for minutes
 # As Docker reads names: without a dot, a port or `localhost` the first part would be a user of Docker Hub.
-REGISTRY = re.compile(r"(?P<host>localhost|[\w-]+(\.[\w-]+)+|[\w.-]+(?=:))(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*", re.ASCII)
+REGISTRY = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|[\w.-]+(?=:))(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*", re.ASCII)
 DIGEST = r"sha256:[0-9a-f]{64}"
 
 
@@ -120,8 +120,7 @@ def registry_name(text: str) -> str:
 
 def on_loopback(registry: str) -> bool:
     """Whether a registry is on this machine, by its address alone: Docker speaks plain HTTP to these, and to no other unless it is told."""
-    found = REGISTRY.match(registry)
-    host = found["host"] if found else ""
+    host = re.split("[:/]", registry, maxsplit=1)[0]
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
