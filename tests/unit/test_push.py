@@ -77,12 +77,12 @@ def test_stale(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was pushed is stale when the catalog has another release, or another image was built; without Docker only the first is seen."""
     tag = resolve.tag("cpu", catalog.release_of("cpu")).split(":")[1]
     row = push.LOCK.validate_json(json.dumps({"cpu": {**ROW, "tag": tag}}))["cpu"]
-    monkeypatch.setattr(push.shutil, "which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     assert push.stale(catalog, "cpu", row) == ""
     old = row.model_copy(update={"tag": "cpu-vllm0.1"})
     assert push.stale(catalog, "cpu", old) == f"{row.reference} was pushed as cpu-vllm0.1, and the catalog has {tag}"
 
-    monkeypatch.setattr(push.shutil, "which", lambda _: "/usr/bin/docker")
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/docker")
     for built, reason in ((row.id, ""), ("", ""), ("sha256:other", f"engineroom:{tag} was built anew since it was pushed")):
         monkeypatch.setattr(build, "image_id", lambda _, built=built: built)
         assert push.stale(catalog, "cpu", row) == reason
