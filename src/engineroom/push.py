@@ -86,6 +86,7 @@ def push(
     """
     repository = f"{registry_name(registry or host.registry)}/{resolve.REPOSITORY}"
     names = {image: resolve.tag(image, catalog.release_of(image)) for image in images or catalog.images}
+    pushed(catalog.root)  # one that cannot be read is refused before hours of work
     build.require_docker()
     if zstd and not shutil.which("skopeo"):
         raise ServiceUnavailable("zstd layers are sent by skopeo, and there is none on PATH.\nType: scripts/skopeo; or leave --zstd out")
@@ -96,9 +97,9 @@ def push(
     for image, built in ids.items():
         target = f"{repository}:{_tag(names[image])}"
         say(f"pushing {target}")
-        digest = _by_skopeo(catalog.root, names[image], target, say) if zstd else ""
+        digest = _by_skopeo(catalog.root, built, target, say) if zstd else ""
         compression: Literal["gzip", "zstd"] = "zstd" if digest else "gzip"
-        reference = f"{repository}@{digest or _by_docker(names[image], target, say)}"
+        reference = f"{repository}@{digest or _by_docker(built, target, say)}"
         _require_there(reference)
         row = Pushed(reference=reference, tag=_tag(target), id=built, compression=compression, pushed=datetime.now(UTC).date())
         _note(catalog.root, image, row)
@@ -165,11 +166,11 @@ def _note(root: Path, image: str, row: Pushed) -> None:
     part.replace(file)
 
 
-def _by_docker(name: str, target: str, say: build.Say) -> str:
+def _by_docker(image_id: str, target: str, say: build.Say) -> str:
     """Push as Docker does. Returns the manifest's digest."""
     client, seen, digest = docker.from_env(timeout=STALL_SECONDS), set(), ""
     try:
-        with _named(client, name, target):
+        with _named(client, image_id, target):
             for event in client.api.push(target, stream=True, decode=True):
                 if "error" in event:
                     raise diagnose(target, event["error"])
@@ -184,10 +185,10 @@ def _by_docker(name: str, target: str, say: build.Say) -> str:
 
 
 @contextlib.contextmanager
-def _named(client: docker.DockerClient, name: str, target: str) -> Iterator[None]:
+def _named(client: docker.DockerClient, image_id: str, target: str) -> Iterator[None]:
     """An image's name in the registry, which Docker wants to push it, for as long as that takes; an old one of a user's comes back."""
     before = build.image_id(target)
-    client.images.get(name).tag(target)
+    client.images.get(image_id).tag(target)
     try:
         yield
     finally:
@@ -197,14 +198,14 @@ def _named(client: docker.DockerClient, name: str, target: str) -> Iterator[None
             client.images.remove(target, noprune=True)
 
 
-def _by_skopeo(root: Path, name: str, target: str, say: build.Say) -> str:
+def _by_skopeo(root: Path, image_id: str, target: str, say: build.Say) -> str:
     """Push with zstd layers. Returns the manifest's digest, or nothing when the registry does not take such an image."""
     place = root / "build"
     place.mkdir(exist_ok=True)
-    size = int(docker.from_env().images.get(name).attrs["Size"])
-    disk.require_space(place, size, f"zstd layers are made from files: pushing {name}", "Leave --zstd out.")
+    size = int(docker.from_env().images.get(image_id).attrs["Size"])
+    disk.require_space(place, size, f"zstd layers are made from files: pushing {target}", "Leave --zstd out.")
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        with transfer.docker_save([name]) as source, tarfile.open(fileobj=source, mode="r|") as archive:
+        with transfer.docker_save([image_id]) as source, tarfile.open(fileobj=source, mode="r|") as archive:
             archive.extractall(folder, filter="data")
         digest = Path(folder, "digest")
         command = ["skopeo", "--insecure-policy", "copy"]  # a policy says whose images to take; this one is ours

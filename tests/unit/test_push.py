@@ -134,9 +134,12 @@ def test_plain_http_is_for_this_machine_alone(registry: str, local: bool) -> Non
     assert push.on_loopback(registry) is local
 
 
-def test_refusals_come_before_docker(catalog: Catalog) -> None:
-    """No registry, an image that is not known: nothing has run by then."""
+def test_refusals_come_before_docker(catalog: Catalog, copy: Path) -> None:
+    """No registry, an image that is not known, a lock that cannot be read: nothing has run by then."""
     host = Host.load(catalog.root, {})
+    push.lock_file(copy).write_text("{")
+    with pytest.raises(CatalogError, match=r"pushed\.json: the file: Invalid JSON"):
+        list(push.push(Catalog(copy), host, ["cpu"], "registry.example", print))
     with pytest.raises(BadRequest, match="Type: engineroom push --registry registry.example/team, or set ENGINEROOM_REGISTRY"):
         list(push.push(catalog, host, ["cpu"], "", print))
     with pytest.raises(UnknownName, match="Did you mean 'cpu'"):
