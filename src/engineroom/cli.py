@@ -335,7 +335,7 @@ def jobs(stack: str, form: str, folder: Path | None, **options: Any) -> None:
     from engineroom import jobs as maker
 
     rows = catalog()
-    files = maker.render(rows, host(), stack, form, maker.Options(**{name: value for name, value in options.items() if value}))
+    files = maker.render(rows, host(), stack, form, maker.Options(**{name: value for name, value in options.items() if value}), say=note)
     if len(files) == 1 and not folder:
         click.echo(next(iter(files.values())), nl=False)
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import re
 import shutil
@@ -16,64 +15,23 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from engineroom import build, disk, resolve, transfer
-from engineroom.catalog import Catalog, Row
-from engineroom.errors import BadRequest, CatalogError, EngineRoomError, ServiceUnavailable
+from engineroom import build, disk, pushed, resolve, transfer
+from engineroom.catalog import Catalog
+from engineroom.errors import BadRequest, EngineRoomError, ServiceUnavailable
 from engineroom.host import Host
+from engineroom.pushed import Pushed
 
 STALL_SECONDS = 600  # a registry that takes a layer of 2 GiB in may be silent for minutes
 # As Docker reads names: without a dot, a port or `localhost` the first part would be a user of Docker Hub.
 REGISTRY = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|[\w.-]+(?=:))(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*", re.ASCII)
-DIGEST = r"sha256:[0-9a-f]{64}"
-
-
-class Pushed(Row):
-    """An image in a registry: its name there by digest, its tag, Docker's id of it, its layers' compression, the day (UTC)."""
-
-    reference: Annotated[str, StringConstraints(pattern=rf"^[^\s@]+@{DIGEST}$")]
-    tag: str
-    id: Annotated[str, StringConstraints(pattern=rf"^{DIGEST}$")]
-    compression: Literal["gzip", "zstd"]
-    pushed: date
-
-
-LOCK = TypeAdapter(dict[str, Pushed])
-
-
-def lock_file(root: Path) -> Path:
-    """Where the digests stand: committed by whoever pushes."""
-    return root / "images" / "pushed.json"
-
-
-def pushed(root: Path) -> dict[str, Pushed]:
-    """What was pushed, by image. Empty without the file; raises CatalogError with file and field for one that is malformed."""
-    file = lock_file(root)
-    try:
-        return LOCK.validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValidationError as error:
-        found = error.errors()[0]
-        field = ".".join(map(str, found["loc"]))
-        raise CatalogError(f"{file}: {field or 'the file'}: {found['msg']}.\nTake it from git again, or remove it and push anew.") from None
-
-
-def stale(catalog: Catalog, image: str, row: Pushed) -> str:
-    """Why what was pushed is no longer what this checkout has; empty when it is. Without Docker only the tag is compared."""
-    name = resolve.tag(image, catalog.release_of(image))
-    if row.tag != _tag(name):
-        return f"{row.reference} was pushed as {row.tag}, and the catalog has {_tag(name)}"
-    built = build.image_id(name) if shutil.which("docker") else ""
-    return f"{name} was built anew since it was pushed" if built not in ("", row.id) else ""
 
 
 def push(
@@ -86,7 +44,7 @@ def push(
     """
     repository = f"{registry_name(registry or host.registry)}/{resolve.REPOSITORY}"
     names = {image: resolve.tag(image, catalog.release_of(image)) for image in images or catalog.images}
-    pushed(catalog.root)  # one that cannot be read is refused before hours of work
+    pushed.read(catalog.root)  # one that cannot be read is refused before hours of work
     build.require_docker()
     if zstd and not shutil.which("skopeo"):
         raise ServiceUnavailable("zstd layers are sent by skopeo, and there is none on PATH.\nType: scripts/skopeo; or leave --zstd out")
@@ -95,14 +53,14 @@ def push(
     if missing and (images or not ids):
         raise EngineRoomError(f"{names[missing[0]]} is not here, so it cannot be pushed. Type: make image TARGET={missing[0]}")
     for image, built in ids.items():
-        target = f"{repository}:{_tag(names[image])}"
+        target = f"{repository}:{names[image].rpartition(':')[2]}"
         say(f"pushing {target}")
         digest = _by_skopeo(catalog.root, built, target, say) if zstd else ""
         compression: Literal["gzip", "zstd"] = "zstd" if digest else "gzip"
         reference = f"{repository}@{digest or _by_docker(built, target, say)}"
         _require_there(reference)
-        row = Pushed(reference=reference, tag=_tag(target), id=built, compression=compression, pushed=datetime.now(UTC).date())
-        _note(catalog.root, image, row)
+        row = Pushed(reference=reference, tag=target.rpartition(":")[2], id=built, compression=compression, pushed=datetime.now(UTC).date())
+        pushed.write(catalog.root, image, row)
         yield image, row
 
 
@@ -151,19 +109,6 @@ def diagnose(target: str, said: str) -> EngineRoomError:
             f"{target}: the registry did not answer: {said}\nCheck its name and the network, then run the same again: what it has is not sent twice."
         )
     return EngineRoomError(f"{target} could not be pushed: {said}")
-
-
-def _tag(name: str) -> str:
-    return name.rpartition(":")[2]
-
-
-def _note(root: Path, image: str, row: Pushed) -> None:
-    """Write an image into the lock: the old file or the new one is there at any time."""
-    rows = dict(sorted({**pushed(root), image: row}.items()))
-    file = lock_file(root)
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(LOCK.dump_python(rows, mode="json"), indent=2) + "\n")
-    part.replace(file)
 
 
 def _by_docker(image_id: str, target: str, say: build.Say) -> str:

@@ -26,7 +26,7 @@ import docker
 import pytest
 from image.conftest import ADDITION, ROOT
 
-from engineroom import build, push, resolve
+from engineroom import build, pushed, resolve
 from engineroom.catalog import Catalog
 from engineroom.host import Host
 
@@ -95,7 +95,7 @@ class Checkout:
         self.folder = folder
         for part in ("images", "compose", "entrypoints"):
             shutil.copytree(ROOT / part, folder / part)
-        push.lock_file(folder).unlink(missing_ok=True)
+        pushed.lock_file(folder).unlink(missing_ok=True)
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """`engineroom push`, in a process group of its own, with both outputs in one pipe."""
@@ -190,7 +190,7 @@ def test_interrupted_resumed_pulled_by_digest_and_run(image: str, checkout: Chec
         rest = process.communicate(timeout=60)[0]
     assert (process.returncode, "Traceback" in rest) == (130, False), rest
     assert "Interrupted; nothing is broken. Run the same again to go on." in rest
-    assert not push.lock_file(checkout.folder).exists()
+    assert not pushed.lock_file(checkout.folder).exists()
     assert not build.image_id(f"{registry.name}/{image}")
 
     code, output = checkout.push(*wanted)
@@ -198,7 +198,7 @@ def test_interrupted_resumed_pulled_by_digest_and_run(image: str, checkout: Chec
     assert set(before) <= set(re.findall(r"^(\w+): Layer already exists", output, re.MULTILINE))
     assert re.search(r"^\w+: Pushed", output, re.MULTILINE)
     assert len(registry.received()) == len(set(registry.received()))
-    row = push.pushed(checkout.folder)["cpu"]
+    row = pushed.read(checkout.folder)["cpu"]
     digest, manifest = registry.manifest(row.tag)
     assert row.reference == f"{registry.name}/engineroom@{digest}"
     assert row.id == manifest["config"]["digest"] == build.image_id(image)
@@ -224,7 +224,7 @@ def test_zstd_layers_keep_the_image(small: Checkout, registry: Registry, engine:
     """Every layer is zstd, the image is the same one after a pull by digest, health check included; a second push sends nothing."""
     code, output = small.push("webui", "--zstd", "--registry", registry.name)
     assert code == 0, output
-    row = push.pushed(small.folder)["webui"]
+    row = pushed.read(small.folder)["webui"]
     digest, manifest = registry.manifest(row.tag)
     assert (row.compression, row.reference) == ("zstd", f"{registry.name}/engineroom@{digest}")
     assert {layer["mediaType"] for layer in manifest["layers"]} == {"application/vnd.oci.image.layer.v1.tar+zstd"}
@@ -290,7 +290,7 @@ def test_a_registry_that_takes_no_zstd_gets_gzip(small: Checkout, registry: Regi
     """A registry that refuses the manifest of zstd layers is said to, and has the image with gzip layers in the end."""
     with old_registry(registry) as old:
         code, output = small.push("webui", "--zstd", "--registry", old)
-    row = push.pushed(small.folder)["webui"]
+    row = pushed.read(small.folder)["webui"]
 
     assert code == 0, output
     assert "the registry takes no zstd layers, so they go as gzip: " in output
@@ -312,13 +312,13 @@ def test_login(small: Checkout, registry_image: str, tmp_path_factory: pytest.Te
         code, output = small.push(*wanted, **env)
         assert (code, "Traceback" in output) == (69, False), output
         assert f"Type: docker login {registry.name}; then the same again." in output
-        assert not push.lock_file(small.folder).exists()
+        assert not pushed.lock_file(small.folder).exists()
 
         login = ["docker", "login", "--username", "tester", "--password-stdin", registry.name]
         subprocess.run(login, input="a-password-of-these-tests", env={**os.environ, **env}, capture_output=True, text=True, check=True)
         code, output = small.push(*wanted, **env)
         assert code == 0, output
-        assert push.pushed(small.folder)["webui"].compression == ("zstd" if how else "gzip")
+        assert pushed.read(small.folder)["webui"].compression == ("zstd" if how else "gzip")
     finally:
         registry.container.remove(force=True, v=True)
 
@@ -326,7 +326,7 @@ def test_login(small: Checkout, registry_image: str, tmp_path_factory: pytest.Te
 @pytest.mark.parametrize("how", [[], ["--zstd"]])
 def test_a_registry_that_is_not_there(small: Checkout, how: list[str]) -> None:
     """69, with what to look at; the lock stays as it was."""
-    lock = push.lock_file(small.folder)
+    lock = pushed.lock_file(small.folder)
     lock.write_text("{}\n")
     code, output = small.push("webui", *how, "--registry", "127.0.0.1:1/team/")
 

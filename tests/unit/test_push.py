@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engineroom import build, push, resolve
+from engineroom import build, push, pushed, resolve
 from engineroom.catalog import Catalog
 from engineroom.errors import BadRequest, CatalogError, UnknownName
 from engineroom.host import Host
@@ -31,18 +31,18 @@ def root(tmp_path: Path) -> Path:
 
 def test_no_lock_is_an_empty_one(root: Path) -> None:
     """A checkout that pushed nothing has no digests."""
-    assert push.pushed(root) == {}
+    assert pushed.read(root) == {}
 
 
 def test_the_lock_is_read_as_it_is_written(root: Path) -> None:
     """Each image is added beside the others, by name; nothing but the lock is left."""
-    row = push.LOCK.validate_json(json.dumps({"cpu": ROW}))["cpu"]
+    row = pushed.LOCK.validate_json(json.dumps({"cpu": ROW}))["cpu"]
     for image in ("webui", "cpu"):
-        push._note(root, image, row)
+        pushed.write(root, image, row)
 
-    assert json.loads(push.lock_file(root).read_text()) == {"cpu": ROW, "webui": ROW}
-    assert list(push.pushed(root)) == ["cpu", "webui"]
-    assert push.pushed(root)["cpu"].pushed == date(2026, 11, 23)
+    assert json.loads(pushed.lock_file(root).read_text()) == {"cpu": ROW, "webui": ROW}
+    assert list(pushed.read(root)) == ["cpu", "webui"]
+    assert pushed.read(root)["cpu"].pushed == date(2026, 11, 23)
     assert [file.name for file in (root / "images").iterdir()] == ["pushed.json"]
 
 
@@ -58,34 +58,34 @@ def test_the_lock_is_read_as_it_is_written(root: Path) -> None:
 )
 def test_a_malformed_lock_names_file_and_field(root: Path, change: dict[str, str], field: str) -> None:
     """A row that cannot be is refused where it stands."""
-    push.lock_file(root).write_text(json.dumps({"cpu": {**ROW, **change}}))
+    pushed.lock_file(root).write_text(json.dumps({"cpu": {**ROW, **change}}))
 
-    with pytest.raises(CatalogError, match=f"{re.escape(str(push.lock_file(root)))}: {re.escape(field)}: "):
-        push.pushed(root)
+    with pytest.raises(CatalogError, match=f"{re.escape(str(pushed.lock_file(root)))}: {re.escape(field)}: "):
+        pushed.read(root)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cpu": null}', "\xff"])
 def test_what_is_no_lock_is_refused(root: Path, text: str) -> None:
     """Half a file, another kind of file: a sentence that says what to do."""
-    push.lock_file(root).write_bytes(text.encode("latin-1"))
+    pushed.lock_file(root).write_bytes(text.encode("latin-1"))
 
     with pytest.raises(CatalogError, match="Take it from git again, or remove it and push anew"):
-        push.pushed(root)
+        pushed.read(root)
 
 
 def test_stale(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was pushed is stale when the catalog has another release, or another image was built; without Docker only the first is seen."""
     tag = resolve.tag("cpu", catalog.release_of("cpu")).split(":")[1]
-    row = push.LOCK.validate_json(json.dumps({"cpu": {**ROW, "tag": tag}}))["cpu"]
+    row = pushed.LOCK.validate_json(json.dumps({"cpu": {**ROW, "tag": tag}}))["cpu"]
     monkeypatch.setattr("shutil.which", lambda _: None)
-    assert push.stale(catalog, "cpu", row) == ""
+    assert pushed.stale(catalog, "cpu", row) == ""
     old = row.model_copy(update={"tag": "cpu-vllm0.1"})
-    assert push.stale(catalog, "cpu", old) == f"{row.reference} was pushed as cpu-vllm0.1, and the catalog has {tag}"
+    assert pushed.stale(catalog, "cpu", old) == f"{row.reference} was pushed as cpu-vllm0.1, and the catalog has {tag}"
 
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/docker")
     for built, reason in ((row.id, ""), ("", ""), ("sha256:other", f"engineroom:{tag} was built anew since it was pushed")):
         monkeypatch.setattr(build, "image_id", lambda _, built=built: built)
-        assert push.stale(catalog, "cpu", row) == reason
+        assert pushed.stale(catalog, "cpu", row) == reason
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_plain_http_is_for_this_machine_alone(registry: str, local: bool) -> Non
 def test_refusals_come_before_docker(catalog: Catalog, copy: Path) -> None:
     """No registry, an image that is not known, a lock that cannot be read: nothing has run by then."""
     host = Host.load(catalog.root, {})
-    push.lock_file(copy).write_text("{")
+    pushed.lock_file(copy).write_text("{")
     with pytest.raises(CatalogError, match=r"pushed\.json: the file: Invalid JSON"):
         list(push.push(Catalog(copy), host, ["cpu"], "registry.example", print))
     with pytest.raises(BadRequest, match="Type: engineroom push --registry registry.example/team, or set ENGINEROOM_REGISTRY"):
