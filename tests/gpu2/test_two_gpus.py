@@ -177,7 +177,7 @@ def test_demo_model_over_ray(machines: tuple[Machine, Machine]) -> None:
 
     assert right == len(SUMS), answers
     assert first.process
-    first.send(signal.SIGTERM)
+    first.process.terminate()
     assert first.exit_code(60) == 0
     is_freed()
 
