@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from engineroom.catalog import Catalog
-from engineroom.forms import kubernetes
+from engineroom.forms import kubernetes, slurm
 
 Job = Mapping[str, Any]
 Form = Callable[[Catalog, Job], dict[str, str]]
 
 FORMS: Final[dict[str, Form]] = {
     "k8s": kubernetes.files,
+    "slurm": slurm.files,
 }
