@@ -35,7 +35,8 @@ def files(catalog: Catalog, job: Job) -> dict[str, str]:
         "to_fill_in": [line for line in TO_FILL_IN if line[0] not in job["node_selector"]],
         "environment": quoted(job["environment"]),
         "page_environment": quoted(job["page_environment"]),
-        "hf_token": job["secrets"].get("hf_token", ""),
+        **{name: quote(job[name]) if job[name] else "" for name in ("image", "page_image", "models", "cluster_token", "url")},
+        "hf_token": quote(job["secrets"]["hf_token"]) if "hf_token" in job["secrets"] else "",
         "local_port": urlsplit(job["url"]).port or 3000,
         "request": quote(json.dumps({"model": job["model_name"], "messages": [{"role": "user", "content": "What is 17 + 25?"}]})),
     }
