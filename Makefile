@@ -5,7 +5,7 @@ STACK ?= demo-cpu
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down doctor list plan render check-render lock image images sizes audit test test-fast bench lint types clean
+.PHONY: help demo up down doctor list plan jobs render check-render lock image images sizes audit test test-fast bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ doctor: .venv ## what this machine lacks for a stack, and what to type: make doc
 
 list: .venv ## every stack and image, and what cannot be built
 	@$(BIN)/engineroom list
+
+jobs: .venv ## print a stack in a cluster's form: make jobs STACK=r1-7b-v100 TO=k8s (helm, lws, kuberay, volcano, crater, slurm)
+	@$(BIN)/engineroom jobs $(STACK) --to $(if $(TO),$(TO),$(error which? make jobs STACK=r1-7b-v100 TO=k8s)) $(ARGS)
 
 plan: .venv ## whether a stack fits its GPUs, or a model any: make plan ARGS='--model v3 --gpu a100-80:2'
 	@$(BIN)/engineroom plan $(or $(ARGS),$(STACK))

@@ -19,6 +19,7 @@ CACHES_GIB = 20  # compiled kernels of one engine release: a few GiB were seen, 
 PRE_STOP_SECONDS = 5  # a Service goes on sending requests until every node has heard that the pod is leaving
 MODELS = "/models"
 SECRETS = "/run/engineroom"
+DNS_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -153,6 +154,15 @@ def check(catalog: Catalog, name: str, row: Stack, form: str, options: Options) 
             f"--namespace {options.namespace!r} is no name of a namespace: at most 63 small letters, digits and '-', "
             "beginning and ending with a letter or digit."
         )
+    for option, name_ in (
+        ("--hf-token", options.hf_token),
+        ("--cluster-token", options.cluster_token),
+        ("--storage-class", options.storage_class),
+    ):
+        if name_ and not DNS_NAME.fullmatch(name_):
+            raise BadRequest(f"{option} {name_!r} is no name of an object: small letters, digits, '-' and '.'.")
+    if not re.fullmatch(r"https?://[^\s/?#]+/?", options.url):
+        raise BadRequest(f"--url {options.url!r} is no address of a page: write it like https://chat.example.")
     if options.gang_size is not None and options.gang_size != row.nodes:
         fewer = "the others may never come, and the first ones hold their GPUs all the same"
         raise CannotRun(
