@@ -28,15 +28,16 @@ TO_FILL_IN = (
 
 
 def files(catalog: Catalog, job: Job) -> dict[str, str]:
-    """One file: `sbatch` takes it. Raises BadRequest for node selectors that are no options of sbatch."""
+    """One file: `sbatch` takes it. Raises BadRequest for node selectors that are no options of sbatch, and for names of secrets."""
+    if job["cluster_token"] or "hf_token" in job["secrets"]:
+        raise BadRequest("Slurm keeps no secrets: set HF_TOKEN_FILE or CLUSTER_TOKEN_FILE to a file of yours when you submit.")
     values = {
         **job,
         "sbatch": directives(job),
         "to_fill_in": [line for line in TO_FILL_IN if line[0] not in job["node_selector"]],
         "environment": quoted(job["environment"]),
         "page_environment": quoted(job["page_environment"]),
-        **{name: quote(job[name]) if job[name] else "" for name in ("image", "page_image", "models", "cluster_token", "url")},
-        "hf_token": quote(job["secrets"]["hf_token"]) if "hf_token" in job["secrets"] else "",
+        **{name: quote(job[name]) if job[name] else "" for name in ("image", "page_image", "models", "url")},
         "local_port": urlsplit(job["url"]).port or 3000,
         "request": quote(json.dumps({"model": job["model_name"], "messages": [{"role": "user", "content": "What is 17 + 25?"}]})),
     }
@@ -59,7 +60,9 @@ def directives(job: Job) -> list[tuple[str, str]]:
     }
     for name, value in job["node_selector"].items():
         if not re.fullmatch(r"[a-z][a-z-]+", name) or not re.fullmatch(r"[!-~]+", value):
-            raise BadRequest(f"--node-selector {name}={value}: for Slurm these are options of sbatch, such as partition=gpu or constraint=v100.")
+            raise BadRequest(
+                f"--node-selector {name}={value}: for Slurm these are options of sbatch, such as partition=gpu or constraint=v100."
+            )
         found[name] = value
     return list(found.items())
 
