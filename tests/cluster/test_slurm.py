@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -269,8 +271,13 @@ def test_docker(slurm: Slurm) -> None:
     assert inspected["HostConfig"]["ReadonlyRootfs"]
     assert inspected["HostConfig"]["CapDrop"] == ["ALL"]
 
-    job.cancel()
-    assert job.ended() == ("CANCELLED", "0:0")
+    stream, long = slurm.folder / "long", {"model": "demo-r1", "prompt": "1", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    command = [sys.executable, "-c", ASK, f"http://127.0.0.1:{job.port}/v1/completions", json.dumps(long), str(stream)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL):
+        job.until(lambda: stream.exists() and stream.stat().st_size, 60)
+        job.cancel()  # it does not wait for that answer
+        assert job.ended()[0] == "CANCELLED"
+    assert "[DONE]" not in stream.read_text()
     assert slurm.left() == ""
     assert (slurm.folder / "engineroom/page/demo-cpu/webui.db").exists()  # chats stay
 

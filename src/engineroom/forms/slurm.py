@@ -1,6 +1,6 @@
 """Slurm: one `sbatch` script that starts a launcher on each node, in whatever container the cluster has.
 
-Sources: sbatch(1) and srun(1) of Slurm 22.05 to 25.11, Pyxis' README, Enroot's doc/cmd/import.md, `apptainer run --help`.
+Sources: sbatch(1) and srun(1) of Slurm 22.05 to 26.11; args.c of Pyxis 0.24; src/docker.sh of Enroot 3.4 to 4.1; action_flags.go of Apptainer 1.5.
 """
 
 from __future__ import annotations
