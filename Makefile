@@ -5,7 +5,7 @@ STACK ?= demo-cpu
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down doctor list plan jobs render check-render lock image images sizes audit test test-fast bench lint types clean
+.PHONY: help demo up down doctor list plan jobs render check-render lock image images push sizes audit test test-fast bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ image: .venv ## build one image: make image TARGET=cpu; OFFLINE=1 uses no networ
 images: .venv ## build every image, an hour or so, and show what they weigh
 	@$(BIN)/engineroom image --all; status=$$?; $(BIN)/engineroom images; exit $$status
 
+push: .venv ## push built images: make push REGISTRY=registry.example/team; TARGET=cpu for one, ZSTD=1 for zstd layers
+	@$(BIN)/engineroom push $(TARGET) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(ZSTD),--zstd)
+
 sizes: .venv ## what the built images weigh, by layer
 	@$(BIN)/engineroom images
 
@@ -53,7 +56,7 @@ audit: .venv ## check a built image against its GPU: make audit TARGET=cpu
 	@$(BIN)/engineroom audit $(if $(TARGET),$(TARGET),$(error which? make audit TARGET=cpu))
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
-	@scripts/docker-engine && scripts/chromium && $(BIN)/pytest tests/browser tests/image tests/stack
+	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest tests/browser tests/image tests/stack
 	@$(BIN)/pytest --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster tests/faults tests/unit # mostly waiting: two at a time
 
 test-fast: .venv ## the tests that need no container
@@ -64,7 +67,7 @@ bench: .venv ## measure speeds as ratios and write them into README.md
 
 lint: .venv ## code, shell, Dockerfiles, schemas
 	@$(BIN)/ruff check --quiet . $(PROGRAMS) && $(BIN)/ruff format --check --quiet . $(PROGRAMS)
-	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium .ci/run
+	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium scripts/skopeo .ci/run
 	@$(BIN)/hadolint images/*/Dockerfile images/debs.Dockerfile
 	@for table in gpus engines models images measured; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
 	@$(BIN)/check-jsonschema --quiet --schemafile images/schema/stacks.schema.json compose/stacks.toml

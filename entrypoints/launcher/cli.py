@@ -231,8 +231,15 @@ def show_json(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
         "fit": decided.sizing.fit and {**decided.sizing.fit._asdict(), "stages": [stage._asdict() for stage in decided.sizing.fit.stages]},
         "choices": [choice._asdict() for choice in decided.sizing.choices],
     }
-    shown = {**decided._asdict(), "cluster": cluster, "cached": cached, "sizing": sized, "environment": shown_environment(decided)}
-    del shown["config"]  # the model's own file
+    shown = {
+        **decided._asdict(),
+        "command": decided.command,
+        "cluster": cluster,
+        "cached": cached,
+        "sizing": sized,
+        "environment": shown_environment(decided),
+    }
+    del shown["config"], shown["line"]  # the model's own file; the command, or what the head's is compared with
     shown["checks"] = [check.shown() for check in passed]
     return json.dumps(shown, indent=2)
 

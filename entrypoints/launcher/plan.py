@@ -40,7 +40,7 @@ class LaunchPlan(NamedTuple):
 
     `cached` is what the hub's cache has of a model that is no folder; `config` is its config.json as far as it is known,
     `sizing` what it takes of the GPUs; `copies` of it run side by side (data parallel).
-    `command` is the engine's, without what is known only once the nodes have met; empty where Ray starts it from the head.
+    `line` is the engine's command line as this node's settings make it, without what is known only once the nodes have met.
     `notes` say which flags were translated, `warnings` what is doubtful.
     """
 
@@ -63,7 +63,7 @@ class LaunchPlan(NamedTuple):
     warnings: tuple[str, ...]
     host: str
     port: int
-    command: list[str]
+    line: list[str]
     environment: dict[str, str]
     secret_names: tuple[str, ...]
     state: str
@@ -75,6 +75,11 @@ class LaunchPlan(NamedTuple):
     def serves(self) -> bool:
         """Whether this node has the API."""
         return self.role != "worker"
+
+    @property
+    def command(self) -> list[str]:
+        """What this node starts: nothing on a worker under Ray, which starts the engine's processes from the head."""
+        return [] if self.role == "worker" and self.cluster and self.cluster.executor == "ray" else self.line
 
 
 # Flags that may name another repository of the hub than the model's: with one of these the engine may have to ask it.
@@ -177,7 +182,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         warnings=(*translated.warnings, *cut.warnings),
         host=request.host,
         port=request.port,
-        command=[] if role.name == "worker" and executor.name == "ray" else command,
+        line=command,
         environment={**defaults, **added, **translated.variables},
         secret_names=tuple(name for name, value in added.items() if value in settings.secrets.values()),
         state=request.state,

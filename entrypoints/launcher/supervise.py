@@ -255,7 +255,8 @@ class Supervisor:
         """Start what is wanted, handle signals, deadlines and deaths, until the engine is gone or nothing is left to wait for."""
         while True:
             received = signal.sigtimedwait(WATCHED, TICK)
-            if received is not None:
+            # Continued after a SIGSTOP, Python returns what happens to be in memory (its own check of the deadline comes between).
+            if received is not None and received.si_signo in WATCHED:
                 self._on_signal(signal.Signals(received.si_signo))
             while self.wanted and not self.over:
                 child = self.wanted.popleft()

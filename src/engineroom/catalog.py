@@ -147,6 +147,14 @@ class Memory(Row):
     source: Reason
 
 
+class Metrics(Row):
+    """Prometheus gauges of a release: requests that wait, and the share of the KV cache in use (0 to 1); empty where it has none."""
+
+    waiting: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
+    cache: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
+    source: Reason
+
+
 class Release(Row):
     """A pinned engine release and why it is the one."""
 
@@ -164,6 +172,7 @@ class Release(Row):
     min_driver: str = ""
     capabilities: tuple[int, ...]
     memory: Memory | None = None
+    metrics: Metrics = Metrics(source="nothing is known of it")
     layers: tuple[Layer, ...] = ()
     apt: tuple[Packages, ...] = ()
     leave_out: tuple[LeaveOut, ...] = ()

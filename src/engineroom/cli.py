@@ -205,6 +205,21 @@ def load(file: Path) -> None:
 
 
 @cli.command()
+@click.argument("targets", metavar="IMAGE...", nargs=-1)
+@click.option("--registry", default="", help="As registry.example/team; default: the setting ENGINEROOM_REGISTRY.")
+@click.option(
+    "--zstd", is_flag=True, help="Send zstd layers if the registry takes them: less to pull, but not every runtime can; needs skopeo."
+)
+def push(targets: tuple[str, ...], registry: str, zstd: bool) -> None:
+    """Push built images (default: all that are here) to a registry, and write their digests into images/pushed.json."""
+    from engineroom import push as pushing
+
+    with interruptible():
+        for name, row in pushing.push(catalog(), host(), targets, registry, note, zstd=zstd):
+            click.echo(f"{name} {row.reference}")
+
+
+@cli.command()
 def images() -> None:
     """Show what the built images weigh, by layer."""
     from engineroom.images import report
@@ -320,7 +335,7 @@ def jobs(stack: str, form: str, folder: Path | None, **options: Any) -> None:
     from engineroom import jobs as maker
 
     rows = catalog()
-    files = maker.render(rows, host(), stack, form, maker.Options(**{name: value for name, value in options.items() if value}))
+    files = maker.render(rows, host(), stack, form, maker.Options(**{name: value for name, value in options.items() if value}), say=note)
     if len(files) == 1 and not folder:
         click.echo(next(iter(files.values())), nl=False)
         return

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engineroom import stacks
+from engineroom import pushed, stacks
+from engineroom.build import Say
 from engineroom.catalog import Catalog, Gpu, Stack, Variable
 from engineroom.errors import BadRequest, CannotRun
 from engineroom.forms import FORMS
 from engineroom.host import Host
+from engineroom.resolve import PAGE_IMAGE, tag
 
 API_PORT, PAGE_PORT = 8000, 8080
 CACHES_GIB = 20  # compiled kernels of one engine release: a few GiB were seen, and a new release starts anew
@@ -38,18 +40,18 @@ class Options:
     url: str = "http://localhost:3000"
 
 
-def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options) -> dict[str, str]:
-    """The files of a stack in one form: name -> text.
+def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options, *, say: Say = lambda _: None) -> dict[str, str]:
+    """The files of a stack in one form: name -> text. What must be known of the images goes to `say`.
 
     Raises UnknownName or CannotBuild for the stack, BadRequest for options that are malformed, CannotRun with the reason where the
     stack cannot run as asked.
     """
     row = catalog.stack(stack)
     check(catalog, stack, row, form, options)
-    return FORMS[form](catalog, {**job(catalog, host, stack, options), "command": f"engineroom jobs {stack} --to {form}"})
+    return FORMS[form](catalog, {**job(catalog, host, stack, options, say=say), "command": f"engineroom jobs {stack} --to {form}"})
 
 
-def job(catalog: Catalog, host: Host, name: str, options: Options) -> dict[str, Any]:
+def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say = lambda _: None) -> dict[str, Any]:
     """What every form needs: the stack as it is everywhere, and what a cluster adds. Sizes in GiB, times in seconds."""
     row = catalog.stacks[name]
     found = stacks.served(catalog, name)
@@ -69,8 +71,8 @@ def job(catalog: Catalog, host: Host, name: str, options: Options) -> dict[str, 
     return {
         **found,
         "label": label(name),
-        "image": f"{host.registry}{found['image']}",
-        "page_image": host.webui_image or found["page_image"],
+        "image": pushed.reference(catalog, row.image, f"{host.registry}{found['image']}", say),
+        "page_image": page_image(catalog, host, found["page_image"]),
         "environment": environment,
         "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", options.url),
         "secrets": secrets,
@@ -93,6 +95,13 @@ def job(catalog: Catalog, host: Host, name: str, options: Options) -> dict[str, 
         "grace_seconds": PRE_STOP_SECONDS + found["stop_seconds"],
         "probes": probes(found["healthy_seconds"]),
     }
+
+
+def page_image(catalog: Catalog, host: Host, published: str) -> str:
+    """The page's own image where it was pushed, else the one that is set and can be pulled, else Open WebUI's."""
+    row = pushed.read(catalog.root).get(PAGE_IMAGE)
+    own = tag(PAGE_IMAGE, catalog.release_of(PAGE_IMAGE))  # of this machine alone
+    return row.reference if row else host.webui_image if host.webui_image not in ("", own) else published
 
 
 def page_environment(found: Mapping[str, Any], server: str, url: str) -> list[Variable]:

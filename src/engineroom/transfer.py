@@ -165,14 +165,15 @@ def _file_bytes(catalog: Catalog, image: str, saved: SavedImage) -> int:
 
 def _stream(names: Sequence[str], file: Path) -> tuple[int, str]:
     """`docker save`, compressed on its way to a file. Returns the file's bytes and sum."""
-    with _docker_save(names) as source, file.open("wb") as target, gzip.GzipFile("", "wb", FASTEST, target, mtime=0) as packed:
+    with docker_save(names) as source, file.open("wb") as target, gzip.GzipFile("", "wb", FASTEST, target, mtime=0) as packed:
         shutil.copyfileobj(source, packed, CHUNK)
     with file.open("rb") as data:
         return file.stat().st_size, hashlib.file_digest(data, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def _docker_save(names: Sequence[str]) -> Iterator[IO[bytes]]:
+def docker_save(names: Sequence[str]) -> Iterator[IO[bytes]]:
+    """What `docker save` writes, as it comes. Raises ServiceUnavailable when that failed."""
     process = subprocess.Popen(["docker", "save", *names], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout  # noqa: S101 - both are pipes
     assert process.stderr  # noqa: S101

@@ -288,3 +288,17 @@ def test_fault_34_out_of_memory(launch: Launch, tmp_path: Path, after: str, text
 
     assert launched.exit_code(10) == 70
     assert text in launched.output
+
+
+def test_a_stopped_launcher_goes_on(launch: Launch) -> None:
+    """A launcher that was frozen and thawed (a suspended machine, a debugger) goes on, and still stops on request."""
+    launched = launch()
+    launched.wait_for("ready after")
+    for _ in range(5):
+        launched.stop(signal.SIGSTOP)
+        time.sleep(0.5)
+        launched.stop(signal.SIGCONT)
+        time.sleep(0.3)
+    launched.stop()
+
+    assert launched.exit_code(20) == 0, launched.output

@@ -13,6 +13,8 @@ import urllib.request
 import pytest
 from demo import ROOT, Demo, free_port
 
+from engineroom.catalog import Catalog
+
 pytestmark = pytest.mark.containers
 
 
@@ -46,6 +48,16 @@ def test_the_openai_client_gets_the_same(demo: Demo) -> None:
 
     assert model == "demo-r1"
     assert r"\boxed{857}" in (reply.choices[0].message.content or "")
+
+
+def test_the_gauges_of_autoscaling_are_there(demo: Demo) -> None:
+    """The names in the release's row are gauges of the running server."""
+    gauges = Catalog(ROOT).release_of("cpu").metrics
+    with urllib.request.urlopen(f"{demo.api.removesuffix('/v1')}/metrics") as response:
+        text = response.read().decode()
+
+    for name in (gauges.waiting, gauges.cache):
+        assert f"# TYPE {name} gauge\n{name}{{" in text
 
 
 def test_nothing_listens_beyond_this_machine(demo: Demo) -> None:

@@ -97,7 +97,7 @@ class Run:
         file.write_text(script(stack))
         settings = {
             "PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(folder), "RECORD": str(self.record), "ENGINEROOM_CACHE": str(self.cache),
-            "ENGINEROOM_TMP": str(folder / "tmp"), "ENGINEROOM_IMAGE": DIGEST, "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gnode10",
+            "ENGINEROOM_TMP": str(folder / "tmp"), "ENGINEROOM_IMAGE": DIGEST, "WEBUI_IMAGE": "ghcr.io/open-webui/open-webui:v1", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gnode10",
             "SLURM_CPUS_PER_TASK": "4", "CUDA_VISIBLE_DEVICES": "2", "PYTHONPATH": "/home/x", "SRUN_HELP": "", "MODELS": "/data/models", **env,
         }  # fmt: skip
         self.log = folder / "log"
@@ -174,7 +174,7 @@ def test_pyxis(run: list[Run], tmp_path: Path) -> None:
     assert "LAUNCH_CLUSTER_TOKEN_FILE" in next(word for word in engine if word.startswith("--container-env=")).split("=")[1].split(",")
     assert engine[-2:] == ["bash", "/cache/jobs/7/node.sh"]
     assert {"--overlap", "--nodes=1", "--nodelist=gnode10", "--gres=none"} <= set(page)
-    assert "--container-image=ghcr.io#open-webui/open-webui:v0.12.4-slim" in page
+    assert "--container-image=ghcr.io#open-webui/open-webui:v1" in page
     assert "PORT" in next(word for word in page if word.startswith("--container-env=")).split("=")[1].split(",")
     assert token.read_text() not in "".join("".join(call) for call in made.calls("srun"))
     assert made.end() == 0

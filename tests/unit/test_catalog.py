@@ -9,6 +9,7 @@ import pytest
 
 from engineroom.catalog import Catalog, Executor
 from engineroom.errors import CannotBuild, CatalogError, UnknownName
+from launcher.engines import ENGINES
 from launcher.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,18 @@ def test_a_release_that_joins_nodes_itself_has_the_flags(catalog: Catalog) -> No
 
     assert releases
     assert [name for name in releases if not {"--nnodes", "--node-rank"} <= flags[name]] == []
+
+
+def test_gauges_are_the_launchers(catalog: Catalog) -> None:
+    """What autoscaling asks a release for is what the launcher waits for before it stops; every engine's row says what it has."""
+    engines = {name: release for name, release in catalog.releases.items() if release.engine in ENGINES}
+
+    assert engines
+    for name, release in engines.items():
+        gauges, running = release.metrics, ENGINES[release.engine].RUNNING
+        assert "metrics" in release.model_fields_set, name
+        assert bool(gauges.waiting) == bool(gauges.cache) == bool(running), name
+        assert not gauges.waiting or gauges.waiting in running, name
 
 
 def test_executors_are_the_launchers() -> None:

@@ -258,13 +258,23 @@ def test_many_missing_files_are_counted(start: Start, tmp_path: Path) -> None:
     assert "And 6 more of 9 files." in start("v100-half", "v100", model=folder).message
 
 
-def test_other_weights_are_not_looked_into(start: Start, tmp_path: Path) -> None:
+def test_other_weights_are_not_looked_into(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of other formats are counted and said to be unverified; a folder without any is refused."""
     folder = small_model(tmp_path / "m")
     (folder / "model.safetensors").unlink()
 
     assert "has no weights: it holds config.json, tokenizer.json." in start("v100-half", "v100", model=folder).message
     assert start("v100-half", "v100", "--load-format=dummy", model=folder).error is None
+    worker = {
+        "LAUNCH_ROLE": "worker",
+        "LAUNCH_NODES": "2",
+        "LAUNCH_HEAD": "h",
+        "LAUNCH_CLUSTER_TOKEN": "t",
+        "LAUNCH_ARG_LOAD_FORMAT": "dummy",
+    }
+    monkeypatch.setattr("launcher.raynode.version", lambda: "2.55.1")
+    found = start("v100-half", "v100", model=folder, **worker)
+    assert (found.error, found.plan["command"]) == (None, [])  # Ray starts it from the head, and this node's settings count all the same
     (folder / "pytorch_model.bin").write_bytes(b"1234")
     assert "no safetensors, so not looked into" in start("v100-half", "v100", model=folder).checks["model"]["text"]
 

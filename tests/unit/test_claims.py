@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import charts
+import forms
+import helm_python
 import pytest
 from checkpoints import small_model
 from click.testing import CliRunner
 
+from engineroom.catalog import Catalog
 from launcher import cli, hardware
 
 ROOT = Path(__file__).parents[2]
@@ -45,3 +50,33 @@ def test_an_unquoted_version_is_a_redirection(tmp_path: Path, monkeypatch: pytes
         ROOT / "Makefile",
     ):
         assert not re.search(r"pip3? install[^\"'\n]*\w[<>]=?\d", file.read_text()), file
+
+
+def test_autoscaling_gpu_servers_on_cpu_use_does_nothing_useful(catalog: Catalog) -> None:
+    """R15: whatever scales the servers of any stack asks what they say of themselves; use of CPU or memory cannot even be asked for."""
+    asked: list[tuple[str, str]] = []
+    for stack, row in catalog.stacks.items():
+        chart, gauges = forms.render(catalog, stack, "helm"), catalog.release_of(row.image).metrics
+        for kind in ("hpa", "keda"):
+            with pytest.raises(helm_python.HelmValuesError, match="value must be one of 'waiting', 'cache'"):
+                charts.template(chart, charts.autoscaled(kind, "cpu"))
+            for metric in ("waiting", "cache"):
+                if row.nodes > 1 or not gauges.waiting:
+                    with pytest.raises(helm_python.HelmRenderError, match="a replica would be a whole group|has no Prometheus gauge"):
+                        charts.template(chart, charts.autoscaled(kind, metric))
+                    continue
+                for scaler in charts.scalers(charts.objects(chart, charts.autoscaled(kind, metric))):
+                    found = list(asks(scaler["spec"]))
+                    assert {name for _, name in found} <= {gauges.waiting.replace(":", "_"), gauges.cache.replace(":", "_")}
+                    asked += found
+
+    assert {way for way, _ in asked} == {"Pods", "prometheus"}
+    assert len(asked) > 8
+
+
+def asks(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a HorizontalPodAutoscaler or a ScaledObject asks for: the way, and the name as the former spells it."""
+    for metric in spec.get("metrics", []):
+        yield metric["type"], metric["pods"]["metric"]["name"]
+    for trigger in spec.get("triggers", []):
+        yield trigger["type"], trigger["metadata"]["query"].removeprefix("sum(").partition("{")[0].replace(":", "_")

@@ -46,7 +46,16 @@ def test_selectors_are_options_of_sbatch(selector: dict[str, str]) -> None:
         directives("demo-cpu", node_selector=selector)
 
 
-def test_secrets_are_files() -> None:
-    """Slurm has no secrets by name; what to set instead is said."""
-    with pytest.raises(BadRequest, match="set HF_TOKEN_FILE or CLUSTER_TOKEN_FILE"):
-        directives("r1-7b-v100", hf_token="hub")
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("hf_token", "set HF_TOKEN_FILE or CLUSTER_TOKEN_FILE"),
+        ("cluster_token", "set HF_TOKEN_FILE or CLUSTER_TOKEN_FILE"),
+        ("namespace", "no namespaces"),
+        ("storage_class", "no volumes"),
+    ],
+)
+def test_what_means_nothing_to_slurm(option: str, reason: str) -> None:
+    """What only Kubernetes has is refused, with what to use instead."""
+    with pytest.raises(BadRequest, match=reason):
+        directives("r1-32b-v100", **{option: "mine"})

@@ -50,8 +50,8 @@ class Case(NamedTuple):
         return min((gpu.capability for gpu in self.hardware.gpus[: self.processes]), default=0)
 
     def flag(self, *names: str) -> str:
-        """The value of an engine flag in the plan's command line, as `flag_value` reads it."""
-        return flag_value(self.plan.command, *names)
+        """The value of an engine flag in the engine's command line, as `flag_value` reads it."""
+        return flag_value(self.plan.line, *names)
 
 
 def ok(text: str) -> Check:

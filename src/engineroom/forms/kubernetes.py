@@ -68,15 +68,18 @@ def stateful(job: Job, role: str, replicas: int, environment: Sequence[Variable]
 
 
 def around(job: Job, head: Mapping[str, str] | None = None) -> list[Object]:
-    """What stands around the engine's pods in every form: services, page, claims, policies. `head` are the labels of the pod with the API."""
-    head = head or labels(job, "engine", "head" if job["clustered"] else "")
+    """What stands around the engine's pods in every form: services, page, claims, policies.
+
+    `head` are the labels of the pod with the API where another controller than Kubernetes' own makes the pods. Kubernetes does not know
+    then how many there should be, which `maxUnavailable` needs: https://kubernetes.io/docs/tasks/run-application/configure-pdb.
+    """
     return [
-        service(job, "engine", job["port"], head),
+        service(job, "engine", job["port"], head or labels(job, "engine", "head" if job["clustered"] else "")),
         service(job, "page", 80, labels(job, "page")),
         page(job),
         *claims(job),
         *policies(job),
-        budget(job),
+        budget(job, {"minAvailable": job["nodes"]} if head else {"maxUnavailable": 0}),
     ]
 
 
@@ -289,7 +292,7 @@ def peer(job: Job, component: str) -> Object:
     return {"podSelector": {"matchLabels": labels(job, component)}}
 
 
-def budget(job: Job) -> Object:
+def budget(job: Job, limit: Mapping[str, int]) -> Object:
     """Loading takes minutes to hours, so draining a machine waits until somebody stops the stack."""
-    spec = {"maxUnavailable": 0, "selector": {"matchLabels": labels(job, "engine")}}
+    spec = {**limit, "selector": {"matchLabels": labels(job, "engine")}}
     return thing("policy/v1", "PodDisruptionBudget", job, "engine", spec, suffix="-engine")

@@ -28,7 +28,11 @@ TO_FILL_IN = (
 
 
 def files(catalog: Catalog, job: Job) -> dict[str, str]:
-    """One file: `sbatch` takes it. Raises BadRequest for node selectors that are no options of sbatch, and for names of secrets."""
+    """One file: `sbatch` takes it. Raises BadRequest for options that mean nothing to Slurm."""
+    if job["namespace"] or job["storage_class"]:
+        raise BadRequest(
+            "Slurm has no namespaces and no volumes. Leave --namespace and --storage-class out; docs/slurm.md has the folders."
+        )
     if job["cluster_token"] or "hf_token" in job["secrets"]:
         raise BadRequest("Slurm keeps no secrets: set HF_TOKEN_FILE or CLUSTER_TOKEN_FILE to a file of yours when you submit.")
     values = {

@@ -1,0 +1,214 @@
+"""Two GPUs, the launcher on both: by Ray, by the engine's own multi-node form, and as one node; and the loss of a node.
+
+`make test-gpu2` runs it where two GPUs and vLLM are. With ENGINEROOM_REHEARSAL=1 the stub engine stands in, without GPUs: that rehearses
+what is done here, and says nothing about vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pyroute2")
+from checkpoints import small_model
+from gpu2.machines import ROOT, Machine, pair
+
+REHEARSAL = os.environ.get("ENGINEROOM_REHEARSAL") == "1"
+GPUS = 0 if REHEARSAL or not shutil.which("nvidia-smi") else 2
+READY = 180 if REHEARSAL else 300
+FIGURES = Path(os.environ.get("ENGINEROOM_FIGURES", "/dev/null"))
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="networks are made by root"),
+    pytest.mark.skipif(not (REHEARSAL or GPUS), reason="no two GPUs here"),
+    pytest.mark.timeout(600),
+]
+FACTS = {
+    "image": "stub", "engine": "vllm", "release": "stub", "version": "0", "precision": "auto", "gpus": {"cpu": 0}, "cuda": "",
+    "min_driver": "", "executors": ["ray", "native"], "model": "", "model_name": "", "args": {}, "env": {},
+}  # fmt: skip
+SUMS = [(12, 7), (348, 275), (90, 46), (503, 208), (77, 18), (640, 123), (5, 9), (256, 256)]
+
+
+def figure(name: str, value: object) -> None:
+    """One measured figure, for the table in the docs."""
+    with FIGURES.open("a") as file:
+        file.write(json.dumps({name: value}) + "\n")
+    print(f"{name}: {value}")
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 7 B distill's shapes, without weights; a tokenizer as large as its vocabulary."""
+    if REHEARSAL:
+        folder = small_model(tmp_path_factory.mktemp("small"))
+        (folder / "model.safetensors").unlink()
+        return folder
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("seven")
+    config = tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"]
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16", **config}))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"#{number}" for number in range(config["vocab_size"] - len(letters)))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 131072}))
+    return folder
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
+    """Two machines with nothing on them."""
+    with pair(tmp_path) as made:
+        yield made
+        for machine in made if FIGURES.name != "null" else ():
+            shutil.copy(machine.log, FIGURES.parent / f"{tmp_path.name}-{machine.name}.log")
+
+
+def settings(model: Path, executor: str, folder: Path) -> dict[str, str]:
+    """What both nodes get; `folder` is the machine's own."""
+    dummy = {"LAUNCH_ARG_LOAD_FORMAT": "dummy"} if model.name != "demo-r1" else {}
+    image = ROOT / "images/h200-fp8/image.json"
+    if REHEARSAL:
+        image = folder / "image.json"
+        image.write_text(json.dumps(FACTS))
+    return {
+        "LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(model), "LAUNCH_MODEL_NAME": "m", "LAUNCH_NODES": "2", "LAUNCH_GPUS": "1",
+        "LAUNCH_TP": "1", "LAUNCH_PP": "2", "LAUNCH_EXECUTOR": executor, "LAUNCH_CLUSTER_TOKEN": "of-two-gpus", "LAUNCH_MAX_MODEL_LEN": "4096",
+        "HF_HUB_OFFLINE": "1", **({"LAUNCH_CHECKS": "warn"} if REHEARSAL else {}), **dummy,
+    }  # fmt: skip
+
+
+def start(machines: tuple[Machine, Machine], model: Path, executor: str) -> float:
+    """Head and worker; returns the seconds until a token came out, from the first start."""
+    first, second = machines
+    first.launch(LAUNCH_ROLE="head", **settings(model, executor, first.folder))
+    second.launch(LAUNCH_ROLE="worker", LAUNCH_HEAD=first.ip, **settings(model, executor, second.folder))
+    second.wait_for("cluster complete", 120)
+    seconds = first.wait_for("ready after", READY)
+    assert first.health()
+    return seconds
+
+
+def memory() -> list[int]:
+    """MiB in use on each GPU."""
+    if not GPUS:
+        return [0, 0]
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return [int(line) for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
+
+
+def is_freed(seconds: float = 15) -> None:
+    """Within some seconds nothing is left on either GPU: a driver without a process takes a few MiB."""
+    deadline = time.monotonic() + seconds
+    while max(memory()) > 50:
+        assert time.monotonic() < deadline, f"MiB in use: {memory()}"
+        time.sleep(0.5)
+
+
+def streams(machine: Machine) -> list[Any]:
+    """Four long answers on their way."""
+    body = {"model": "m", "prompt": "1 + 1", "max_tokens": 3500, "ignore_eos": True, "temperature": 0}
+    found = [machine.post("/v1/completions", body, stream=True) for _ in range(4)]
+    time.sleep(3)
+    assert not any(future.done() for future in found)
+    return found
+
+
+@pytest.mark.parametrize("executor", ["native", "ray"])
+@pytest.mark.parametrize(("number", "bound"), [(signal.SIGKILL, 30), (signal.SIGSTOP, 75)], ids=["killed", "frozen"])
+def test_a_lost_node(machines: tuple[Machine, Machine], seven_billion: Path, executor: str, number: signal.Signals, bound: int) -> None:
+    """With answers on their way the second machine is lost: all of them end, the head is not ready, then ends and says whom it lost."""
+    first, second = machines
+    name = f"{executor} {'killed' if number == signal.SIGKILL else 'frozen'}"
+    figure(f"{name}: ready, s", round(start(machines, seven_billion, executor), 1))
+    running = streams(first)
+
+    second.send(number)
+    lost = time.monotonic()
+    not_ready = None
+    while first.process and first.process.poll() is None and time.monotonic() - lost < bound:
+        if not_ready is None and not first.health():
+            not_ready = time.monotonic() - lost
+        time.sleep(0.1)
+    code = first.exit_code(1)
+    figure(f"{name}: head ended, s", round(time.monotonic() - lost, 1))
+    figure(f"{name}: not ready, s", None if not_ready is None else round(not_ready, 1))
+    ends = [future.result(timeout=5) for future in running]
+    figure(f"{name}: streams", [(chunks, round(moment - lost, 1), how) for chunks, moment, how in ends])
+
+    assert code == 69
+    assert re.search(r"ERROR \[launch\] The stack has lost node 1 \(second", first.said()), first.said()[-3000:]
+    assert "[DONE]" not in [how for *_, how in ends]
+    if number == signal.SIGSTOP:
+        second.send(signal.SIGCONT)
+    figure(f"{name}: worker's status", second.exit_code(bound))
+    is_freed()
+
+
+@pytest.mark.skipif(REHEARSAL, reason="the stub adds nothing up")
+def test_demo_model_over_ray(machines: tuple[Machine, Machine]) -> None:
+    """Each GPU has half of the demo model's layers, and the sums are right."""
+    first, _ = machines
+    figure("demo over ray: ready, s", round(start(machines, ROOT / "models/demo-r1", "ray"), 1))
+    asked = {
+        (a, b): first.post(
+            "/v1/chat/completions",
+            {"model": "m", "messages": [{"role": "user", "content": f"What is {a} + {b}?"}], "max_tokens": 512, "temperature": 0},
+        )
+        for a, b in SUMS
+    }
+    answers = {pair_: future.result(timeout=120)["choices"][0]["message"]["content"] for pair_, future in asked.items()}
+    right = sum(f"\\boxed{{{a + b}}}" in answers[a, b] for a, b in SUMS)
+    figure("demo over ray: sums right", f"{right} of {len(SUMS)}")
+
+    assert right == len(SUMS), answers
+    assert first.process
+    first.send(signal.SIGTERM)
+    assert first.exit_code(60) == 0
+    is_freed()
+
+
+@pytest.mark.skipif(REHEARSAL, reason="one node of two GPUs is the engine's own affair")
+def test_a_lost_worker_of_one_node(seven_billion: Path, tmp_path: Path) -> None:
+    """Tensor parallel over both GPUs of one node, without Ray: one of its workers is killed, and the launcher ends with 70."""
+    env = {
+        **os.environ, "PYTHONPATH": f"{ROOT / 'entrypoints'}:{os.environ.get('PYTHONPATH', '')}", "TMPDIR": str(tmp_path),
+        "LAUNCH_IMAGE": str(ROOT / "images/h200-fp8/image.json"), "LAUNCH_MODEL": str(seven_billion), "LAUNCH_TP": "2",
+        "LAUNCH_MAX_MODEL_LEN": "4096", "LAUNCH_ARG_LOAD_FORMAT": "dummy", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    began, log = time.monotonic(), tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-c", "from launcher.cli import main; main()"], env=env, stdout=out, stderr=out)
+    try:
+        while "ready after" not in log.read_text(errors="replace"):
+            assert process.poll() is None, log.read_text(errors="replace")[-6000:]
+            assert time.monotonic() - began < READY, log.read_text(errors="replace")[-6000:]
+            time.sleep(0.2)
+        figure("one node, tensor parallel 2: ready, s", round(time.monotonic() - began, 1))
+        workers = subprocess.run(["pgrep", "-f", "VLLM::Worker"], capture_output=True, text=True, check=True).stdout.split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        lost = time.monotonic()
+        code = process.wait(30)
+        figure("one node, a worker killed: ended, s", round(time.monotonic() - lost, 1))
+    finally:
+        process.kill()
+    if FIGURES.name != "null":
+        (FIGURES.parent / "one-node.log").write_text(log.read_text(errors="replace"))
+
+    assert code == 70
+    assert time.monotonic() - lost < 10
+    is_freed()
