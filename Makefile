@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 STACK ?= demo-cpu
+PYTHON ?= python3
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down doctor list plan jobs render check-render lock image images push sizes audit test test-fast bench lint types clean
+.PHONY: help demo up down doctor list plan jobs render check-render lock image images push sizes audit test test-fast test-gpu2 bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +62,9 @@ test: .venv lint types check-render ## everything that a machine without a GPU c
 
 test-fast: .venv ## the tests that need no container
 	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers"
+
+test-gpu2: ## two GPUs, a launcher on each, and the loss of one: where vLLM is (PYTHON=python3), as root; docs/two-machines.md
+	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -q -s tests/gpu2
 
 bench: .venv ## measure speeds as ratios and write them into README.md
 	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench

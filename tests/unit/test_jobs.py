@@ -136,7 +136,7 @@ def test_files_are_written_where_asked(tmp_path: Path) -> None:
     written = run("demo-cpu", "--to", "k8s", "--out", str(tmp_path / "new"))
 
     assert (printed.exit_code, written.exit_code) == (0, 0), (printed.output, written.output)
-    assert written.output == f"{tmp_path}/new/demo-cpu.k8s.yaml\n"
+    assert written.stdout == f"{tmp_path}/new/demo-cpu.k8s.yaml\n"
     assert (tmp_path / "new/demo-cpu.k8s.yaml").read_text() == printed.stdout
 
 
