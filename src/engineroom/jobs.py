@@ -77,6 +77,7 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "environment": environment,
         "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", options.url),
         "secrets": secrets,
+        "cluster_token": options.cluster_token,
         "secrets_folder": SECRETS,
         "models": options.models,
         "models_folder": MODELS,
