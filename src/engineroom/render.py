@@ -51,7 +51,7 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
     )
     if statements := vex.document(catalog, name):
         files[f"{folder}/openvex.json"] = _json(statements)
-    if release.engine != "open-webui":
+    if release.launched:
         files[f"{folder}/image.json"] = _json(resolve.image_facts(catalog, name))
     return files
 
