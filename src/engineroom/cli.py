@@ -220,6 +220,17 @@ def push(targets: tuple[str, ...], registry: str, zstd: bool) -> None:
 
 
 @cli.command()
+@click.argument("targets", metavar="IMAGE...", nargs=-1, required=True)
+def sbom(targets: tuple[str, ...]) -> None:
+    """List the packages in built images, as CycloneDX: build/sbom/IMAGE.cdx.json."""
+    from engineroom import sbom as lists
+
+    rows = catalog()
+    for image in targets:
+        click.echo(lists.write(rows, image).relative_to(rows.root))
+
+
+@cli.command()
 def images() -> None:
     """Show what the built images weigh, by layer."""
     from engineroom.images import report

@@ -18,6 +18,7 @@ REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
 PAGE_IMAGE = "webui"
+SOURCES = ("entrypoints", "images", "models", "src/engineroom/inside", ":!images/pushed.json", ":!images/measured.toml")  # as git names paths
 OPENVEX = "/etc/engineroom/openvex.json"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
@@ -203,6 +204,7 @@ def labels(catalog: Catalog, name: str) -> dict[str, str]:
         "org.opencontainers.image.title": name,
         "org.opencontainers.image.description": image_title(catalog, image, release),
         "org.opencontainers.image.version": release.version,
+        "org.opencontainers.image.created": datetime.fromtimestamp(BASE_DAY, UTC).isoformat().replace("+00:00", "Z"),
         "org.opencontainers.image.licenses": "Apache-2.0",
         "io.engineroom.engine": release.engine,
         "io.engineroom.compute-capabilities": " ".join(map(str, capabilities(catalog, image))),
