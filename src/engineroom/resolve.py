@@ -18,7 +18,14 @@ REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
 PAGE_IMAGE = "webui"
-SOURCES = ("entrypoints", "images", "models", "src/engineroom/inside", ":!images/pushed.json", ":!images/measured.toml")  # as git names paths
+SOURCES = (
+    "entrypoints",
+    "images",
+    "models",
+    "src/engineroom/inside",
+    ":!images/pushed.json",
+    ":!images/measured.toml",
+)  # as git names paths
 OPENVEX = "/etc/engineroom/openvex.json"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
