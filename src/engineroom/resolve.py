@@ -27,6 +27,7 @@ SOURCES = (
     ":!images/measured.toml",
 )  # as git names paths
 OPENVEX = "/etc/engineroom/openvex.json"
+GATEWAY_IMAGE = "gateway"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {

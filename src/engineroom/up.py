@@ -60,15 +60,23 @@ class Bringup:
             self.host = build.ensure_base(self.host, self.say)
 
     def engine_image(self) -> None:
-        """The stack's image: from the registry that is set, else built here."""
-        name = resolve.tag(self.row.image, self.catalog.release_of(self.row.image))
+        """The stack's image."""
+        self._own_image(self.row.image)
+
+    def gateway_image(self) -> None:
+        """The gateway's image, where its profile is on."""
+        self._own_image(resolve.GATEWAY_IMAGE)
+
+    def _own_image(self, image: str) -> None:
+        """An image of ours: from the registry that is set, else built here."""
+        name = resolve.tag(image, self.catalog.release_of(image))
         if self.host.registry:
             if not build.pull(self.host.registry + name, self.say):
                 raise ServiceUnavailable(
                     f"{self.host.registry}{name} cannot be pulled. Correct ENGINEROOM_REGISTRY, or unset it to build here."
                 )
             return
-        self._build(self.row.image)
+        self._build(image)
 
     def page_image(self) -> None:
         """Open WebUI's published image where it can be pulled, else ours, which `.env` then names."""
@@ -105,6 +113,7 @@ class Bringup:
             ("base image", self.base),
             (f"image {self.row.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
+            *([(f"image {resolve.GATEWAY_IMAGE}", self.gateway_image)] if "gateway" in self.host.profiles else []),
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
         ]
