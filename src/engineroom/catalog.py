@@ -147,11 +147,28 @@ class Memory(Row):
     source: Reason
 
 
-class Metrics(Row):
-    """Prometheus gauges of a release: requests that wait, and the share of the KV cache in use (0 to 1); empty where it has none."""
+Metric = Annotated[str, StringConstraints(pattern=r'^(([a-z_]+:)?[a-z_]+(\{[a-z_]+=~?"[^"]+"\})?)?$')]
 
-    waiting: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
-    cache: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
+
+class Metrics(Row):
+    """What a release tells Prometheus, by what it means; empty where it does not tell.
+
+    Gauges of requests that run and that wait, and of the share of the KV cache in use (0 to 1). Counters of tokens in and out, of
+    finished requests, of HTTP responses, and of those that say that the server failed. Histograms in seconds, by their base
+    name: to the first token, from each token to the next, in the queue.
+    """
+
+    running: Metric = ""
+    waiting: Metric = ""
+    cache: Metric = ""
+    prompt_tokens: Metric = ""
+    generation_tokens: Metric = ""
+    requests: Metric = ""
+    responses: Metric = ""
+    errors: Metric = ""
+    ttft: Metric = ""
+    tpot: Metric = ""
+    queue: Metric = ""
     source: Reason
 
 
