@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Reason = Annotated[str, StringConstraints(min_length=8)]
 Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
-EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx"]
+EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx", "prometheus"]
 Scalar = bool | int | float | str
 T = TypeVar("T")
 TableT = TypeVar("TableT", bound="Table")

@@ -46,7 +46,7 @@ PAGE_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 PLAIN_ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
-ENVIRONMENTS = {**dict.fromkeys(ENGINES, CACHE_ENVIRONMENT), "open-webui": PAGE_ENVIRONMENT, "nginx": PLAIN_ENVIRONMENT}
+ENVIRONMENTS = {**dict.fromkeys(ENGINES, CACHE_ENVIRONMENT), "open-webui": PAGE_ENVIRONMENT, "nginx": PLAIN_ENVIRONMENT, "prometheus": {"HOME": "/tmp"}}  # noqa: S108
 
 
 class LayerFile(NamedTuple):
