@@ -46,7 +46,12 @@ PAGE_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 PLAIN_ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
-ENVIRONMENTS = {**dict.fromkeys(ENGINES, CACHE_ENVIRONMENT), "open-webui": PAGE_ENVIRONMENT, "nginx": PLAIN_ENVIRONMENT, "prometheus": {"HOME": "/tmp"}}  # noqa: S108
+ENVIRONMENTS = {
+    **dict.fromkeys(ENGINES, CACHE_ENVIRONMENT),
+    "open-webui": PAGE_ENVIRONMENT,
+    "nginx": PLAIN_ENVIRONMENT,
+    "prometheus": PLAIN_ENVIRONMENT,
+}
 
 
 class LayerFile(NamedTuple):
