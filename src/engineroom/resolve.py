@@ -18,6 +18,8 @@ REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
 PAGE_IMAGE = "webui"
+GATEWAY_IMAGE = "gateway"
+PROMETHEUS_IMAGE = "prometheus"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {
