@@ -424,7 +424,7 @@ def status(stack: str, once: bool, as_json: bool) -> None:
 
     from engineroom import status as showing
 
-    watch, console = showing.Watch(catalog(), host(), stack), Console(highlight=False)
+    watch, console = showing.Watch(catalog(), host(), stack), Console(highlight=False, soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         if as_json:
             click.echo(json.dumps(showing.as_json(watch.once()), indent=1))

@@ -99,8 +99,9 @@ def condition(container: Container, said: list[log.Line]) -> Condition:
         return Condition("running", "")
     answers = [entry["Output"].strip() for entry in health.get("Log") or [] if entry["Output"].strip()]
     answer = log.read(answers[-1]) if answers else None
+    told = answer.message if answer else (answers or [""])[-1]
     last = said[-1].message if said and said[-1].event != "command" and not said[-1].message.startswith("command ") else ""
-    why = last or (answer.message if answer else "") or "no answer yet"
+    why = last or told or "no answer yet"
     return Condition("starting" if health["Status"] == "starting" else "not ready", first(why))
 
 

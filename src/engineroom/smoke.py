@@ -64,7 +64,12 @@ def ask(api: Api, model: str = "", *, thinks: bool = False) -> Answer:
 
     Raises ServiceUnavailable when nothing answers or it is not ready, EngineRoomError when what came is not right.
     """
-    listed = [str(row.get("id")) for row in json.loads(_open(api, "/models").read()).get("data", [])]
+    try:
+        listed = [str(row["id"]) for row in json.loads(_open(api, "/models").read()).get("data", [])]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise EngineRoomError(
+            f"{api.url}/models does not list models: that is no OpenAI-compatible API. Its address ends with /v1."
+        ) from None
     if not listed or (model and model not in listed):
         raise EngineRoomError(f"{api.url}/models lists {', '.join(listed) or 'nothing'}" + (f", and not {model}." if model else "."))
     model = model or listed[0]
