@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit test test-fast test-gpu2 bench lint types clean
+.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit test test-slow test-fast test-gpu2 bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -63,8 +63,11 @@ audit: .venv ## check a built image against its GPU: make audit TARGET=cpu
 	@$(BIN)/engineroom audit $(if $(TARGET),$(TARGET),$(error which? make audit TARGET=cpu))
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
-	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest tests/browser tests/image tests/stack
+	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest -m "not slow" tests/browser tests/image tests/stack
 	@$(BIN)/pytest --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster tests/faults tests/unit # mostly waiting: two at a time
+
+test-slow: .venv ## what takes minutes, and make test leaves out
+	@scripts/docker-engine && $(BIN)/pytest -m slow
 
 test-fast: .venv ## the tests that need no container
 	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers"

@@ -181,7 +181,12 @@ class Gateway:
     def ask(self, line: str, key: str = "", body: Any = None, **headers: str) -> Answer:
         """One request; `line` is method and target."""
         sent = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        fields = {"Host": f"localhost:{self.port}", "Connection": "close", "Content-Length": str(len(sent)), "Content-Type": "application/json"}
+        fields = {
+            "Host": f"localhost:{self.port}",
+            "Connection": "close",
+            "Content-Length": str(len(sent)),
+            "Content-Type": "application/json",
+        }
         fields |= {"Authorization": f"Bearer {key}"} if key else {}
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}
         text = f"{line} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
