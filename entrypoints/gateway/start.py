@@ -345,7 +345,10 @@ def health(settings: Settings) -> int:
 def main() -> int:
     """Exit codes as above."""
     if sys.argv[1:] not in ([], ["health"]):
-        os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - the user's own command
+        try:
+            os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - the user's own command
+        except OSError as error:
+            sys.exit(f"gateway: {sys.argv[1]}: {error.strerror}. Without a command it starts the gateway.")
     os.umask(0o007)  # what is made in the volume is for this user and group: another id may take it over
     try:
         settings = read_settings(os.environ)
