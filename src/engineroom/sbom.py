@@ -101,7 +101,9 @@ def _debian_packages(root: Path) -> Iterator[Component]:
         if fields["Status"] == "install ok installed":
             source, _, version = (fields["Source"] or fields["Package"]).partition(" ")
             qualifiers = {"arch": fields["Architecture"], "upstream": f"{source}@{version.strip('()') or fields['Version']}"}
-            purl = PackageURL("deb", release["ID"], fields["Package"], fields["Version"], {**qualifiers, "distro": release["VERSION_ID"] or ""})
+            purl = PackageURL(
+                "deb", release["ID"], fields["Package"], fields["Version"], {**qualifiers, "distro": release["VERSION_ID"] or ""}
+            )
             yield Component(
                 type=ComponentType.LIBRARY, name=fields["Package"], version=fields["Version"], purl=purl, bom_ref=purl.to_string()
             )
