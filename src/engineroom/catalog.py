@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Reason = Annotated[str, StringConstraints(min_length=8)]
 Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
-EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx"]
+EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx", "prometheus"]
 # What templates write into commands is of one shape, so that no value can be more than one word there.
 Version = Annotated[str, StringConstraints(pattern=r"^\d[0-9A-Za-z.+-]*$")]
 Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(==[0-9][\w.+!-]*)?$")]
@@ -195,11 +195,28 @@ class Memory(Row):
     source: Reason
 
 
-class Metrics(Row):
-    """Prometheus gauges of a release: requests that wait, and the share of the KV cache in use (0 to 1); empty where it has none."""
+Metric = Annotated[str, StringConstraints(pattern=r'^(([a-z_]+:)?[a-z_]+(\{[a-z_]+=~?"[^"]+"\})?)?$')]
 
-    waiting: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
-    cache: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
+
+class Metrics(Row):
+    """What a release tells Prometheus, by what it means; empty where it does not tell.
+
+    Gauges of requests that run and that wait, and of the share of the KV cache in use (0 to 1). Counters of tokens in and out, of
+    finished requests, of HTTP responses, and of those that say that the server failed. Histograms in seconds, by their base
+    name: to the first token, from each token to the next, in the queue.
+    """
+
+    running: Metric = ""
+    waiting: Metric = ""
+    cache: Metric = ""
+    prompt_tokens: Metric = ""
+    generation_tokens: Metric = ""
+    requests: Metric = ""
+    responses: Metric = ""
+    errors: Metric = ""
+    ttft: Metric = ""
+    tpot: Metric = ""
+    queue: Metric = ""
     source: Reason
 
 
