@@ -25,7 +25,7 @@ class Demo:
     """The running demo: what `make demo` printed, and how to run more commands beside it."""
 
     def __init__(self) -> None:
-        self.env = {**os.environ, "COMPOSE_PROJECT_NAME": "engineroom-test", "WEBUI_PORT": free_port(), "API_PORT": free_port()}
+        self.env = {**os.environ, "COMPOSE_PROJECT_NAME": "er-mtest", "WEBUI_PORT": free_port(), "API_PORT": free_port()}
         self.output = ""
 
     def make(self, target: str) -> subprocess.CompletedProcess[str]:
