@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 KEYS = {"alice": "alice-key-canary-0123456789", "bob": "bob-key-canary-0123456789"}
 HARDENED = {
     "user": "12345:0", "read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"],
-    "tmpfs": {"/tmp": "", "/data": "uid=12345"},
+    "tmpfs": {"/tmp": ""},
 }  # fmt: skip
 BLIND = ssl._create_unverified_context()  # noqa: S323 - its certificate is looked at where a test is about it
 
@@ -44,6 +45,7 @@ class Upstream:
         self.headers: list[str] = []  # the rest of each head
         self.sent: list[float] = []  # when each chunk left
         self.cut = 0  # streams whose reader went away
+        self.always = 0  # a status to answer everything with
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, host, port, backlog=4096))
         self.place = f"{host}:{self._server.sockets[0].getsockname()[1]}"
@@ -82,7 +84,7 @@ class Upstream:
 
     async def _answer(self, writer: asyncio.StreamWriter, wanted: dict[str, Any]) -> None:
         await asyncio.sleep(wanted.get("wait", 0))
-        if status := wanted.get("status"):
+        if status := self.always or wanted.get("status"):
             writer.write(f"HTTP/1.1 {status} Of The Engine\r\nContent-Length: 6\r\n\r\nengine".encode())
             return
         cors = "Access-Control-Allow-Origin: *\r\n"
@@ -109,17 +111,63 @@ class Answer(NamedTuple):
         return next((line.partition(": ")[2] for line in self.head.splitlines() if line.lower().startswith(f"{name.lower()}: ")), "")
 
 
-class Gateway:
+class Door:
+    """A gateway's port on this machine, and requests to it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def connect(self) -> ssl.SSLSocket:
+        return BLIND.wrap_socket(socket.create_connection(("127.0.0.1", self.port), timeout=30), server_hostname="localhost")
+
+    def raw(self, request: bytes, seconds: float = 30) -> bytes:
+        """Send bytes and read until the other side hangs up, or says nothing for so long."""
+        parts = []
+        with self.connect() as line:
+            line.settimeout(seconds)
+            with contextlib.suppress(OSError):  # refused before all was sent: the answer is there
+                line.sendall(request)
+            with contextlib.suppress(ConnectionResetError, ssl.SSLEOFError, TimeoutError):
+                while part := line.recv(65536):
+                    parts.append(part)
+        return b"".join(parts)
+
+    def ask(self, line: str, key: str = "", body: Any = None, seconds: float = 30, **headers: str) -> Answer:
+        """One request; `line` is method and target. Silence for so long ends the answer."""
+        sent = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        fields = {
+            "Host": f"localhost:{self.port}",
+            "Connection": "close",
+            "Content-Length": str(len(sent)),
+            "Content-Type": "application/json",
+        }
+        fields |= {"Authorization": f"Bearer {key}"} if key else {}
+        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+        text = f"{line} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
+        head, _, rest = self.raw(text.encode("latin-1") + sent, seconds).decode("utf-8", "replace").partition("\r\n\r\n")
+        return Answer(int(head.split()[1]) if head else 0, head, rest)
+
+    def status(self, line: str) -> int:
+        """The status of an answer; 0 when nothing listens."""
+        try:
+            return self.ask(line).status
+        except OSError:
+            return 0
+
+
+class Gateway(Door):
     """A running container of the image, on this machine's network so that it reaches upstreams of a test."""
 
     def __init__(self, folder: Path, engines: str, keys: dict[str, str] | None = None, **settings: str) -> None:
-        self.port, self.folder = free_port(), folder
+        super().__init__(free_port())
+        self.folder = folder
         self.keys_file = folder / "keys"
         environment = {"GATEWAY_LISTEN": f"127.0.0.1:{self.port}", "GATEWAY_ENGINES": engines, "GATEWAY_KEY_RATE": "5000", **settings}
         volumes = {}
         if keys is not None:
             self.write_keys(keys)
             environment["GATEWAY_KEYS_FILE"] = "/secrets/keys"
+        if "GATEWAY_KEYS_FILE" in environment:
             volumes = {str(folder): {"bind": "/secrets", "mode": "ro"}}
         self.container = docker.from_env().containers.run(
             image_name(), detach=True, network_mode="host", environment=environment, volumes=volumes,
@@ -134,16 +182,12 @@ class Gateway:
     def started(self) -> Gateway:
         """Itself, once it answers."""
         deadline = time.monotonic() + 20
-        while True:
-            try:
-                if self.ask("GET /health").status == 200:
-                    return self
-            except OSError:
-                pass
+        while self.status("GET /health") != 200:
             self.container.reload()
             assert self.container.status == "running", self.logs
             assert time.monotonic() < deadline, self.logs
             time.sleep(0.1)
+        return self
 
     @property
     def logs(self) -> str:
@@ -159,39 +203,6 @@ class Gateway:
     def access(self) -> list[dict[str, Any]]:
         """The access log."""
         return [json.loads(line) for line in self.logs.splitlines() if line.startswith("{")]
-
-    def connect(self) -> ssl.SSLSocket:
-        return BLIND.wrap_socket(socket.create_connection(("127.0.0.1", self.port), timeout=30), server_hostname="localhost")
-
-    def raw(self, request: bytes, line: ssl.SSLSocket | None = None) -> bytes:
-        """Send bytes and read until the other side hangs up."""
-        with line or self.connect() as open_line:
-            try:
-                open_line.sendall(request)
-            except OSError:
-                pass  # refused before all was sent: the answer is there
-            parts = []
-            try:
-                while part := open_line.recv(65536):
-                    parts.append(part)
-            except (ConnectionResetError, ssl.SSLEOFError):
-                pass
-        return b"".join(parts)
-
-    def ask(self, line: str, key: str = "", body: Any = None, **headers: str) -> Answer:
-        """One request; `line` is method and target."""
-        sent = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        fields = {
-            "Host": f"localhost:{self.port}",
-            "Connection": "close",
-            "Content-Length": str(len(sent)),
-            "Content-Type": "application/json",
-        }
-        fields |= {"Authorization": f"Bearer {key}"} if key else {}
-        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-        text = f"{line} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
-        head, _, rest = self.raw(text.encode("latin-1") + sent).decode("utf-8", "replace").partition("\r\n\r\n")
-        return Answer(int(head.split()[1]) if head else 0, head, rest)
 
     def chat(self, body: dict[str, Any], who: str = "alice") -> Answer:
         """A chat, streamed as the upstream is asked to."""

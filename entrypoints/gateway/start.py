@@ -259,7 +259,7 @@ def configuration(settings: Settings, names: Mapping[str, str], own: Certificate
         "limit_conn_zone $limited zone=streams:1m;", f"limit_conn streams {settings['GATEWAY_KEY_STREAMS']};",
         f"client_max_body_size {settings['GATEWAY_BODY_MIB']}m;",
         f"proxy_read_timeout {settings['GATEWAY_ANSWER_SECONDS']}s;", f"proxy_send_timeout {settings['GATEWAY_ANSWER_SECONDS']}s;",
-        f"ssl_certificate {own.file};", f"ssl_certificate_key {own.key};", *(f"# {path.stat().st_mtime_ns}" for path in own), "",
+        f"ssl_certificate {own.file};", f"ssl_certificate_key {own.key};", "",
     ])  # fmt: skip
 
 
@@ -274,7 +274,10 @@ class Gateway:
 
     def settle(self) -> bool:
         """Write settings.conf; whether it changed. Raises Refused, and then leaves the one that is there."""
-        stamp = [path.stat().st_mtime_ns for path in self.certificate]
+        try:
+            stamp = [path.stat().st_mtime_ns for path in self.certificate]
+        except OSError as error:
+            raise Refused(f"{error.filename} is gone: {error.strerror}.") from None
         text = configuration(self.settings, keys(self.settings), self.certificate, self.addresses)
         if (text, stamp) == (self.shown, self.stamp):
             return False

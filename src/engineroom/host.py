@@ -40,6 +40,7 @@ class Host:
     model: str
     hf_token: Path | None
     cluster_token: Path | None
+    profiles: frozenset[str]
 
     @classmethod
     def load(cls, root: Path, environ: Mapping[str, str] | None = None) -> Host:
@@ -66,6 +67,7 @@ class Host:
             model=env.get("MODEL", ""),
             hf_token=_secret(root, env.get("HF_TOKEN_FILE", "")),
             cluster_token=_secret(root, env.get("CLUSTER_TOKEN_FILE", "")),
+            profiles=frozenset(env.get("COMPOSE_PROFILES", "").replace(",", " ").split()),
         )
 
     def remember(self, name: str, value: str) -> None:

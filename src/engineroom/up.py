@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import docker
@@ -23,6 +24,7 @@ from launcher import network
 from launcher.errors import LaunchError
 
 PAGE_SECONDS = 300
+PROFILES = {"gateway": resolve.GATEWAY_IMAGE, "metrics": resolve.PROMETHEUS_IMAGE}  # of Compose, and the images that they add
 LAST_LINES = 60  # the launcher's own words, and the fifty lines of the engine's that it quotes
 Say = Callable[[str], None]
 
@@ -61,15 +63,19 @@ class Bringup:
             self.host = build.ensure_base(self.host, self.say)
 
     def engine_image(self) -> None:
-        """The stack's image: from the registry that is set, else built here."""
-        name = resolve.tag(self.row.image, self.catalog.release_of(self.row.image))
+        """The stack's image."""
+        self._own_image(self.row.image)
+
+    def _own_image(self, image: str) -> None:
+        """An image of ours: from the registry that is set, else built here."""
+        name = resolve.tag(image, self.catalog.release_of(image))
         if self.host.registry:
             if not build.pull(self.host.registry + name, self.say):
                 raise ServiceUnavailable(
                     f"{self.host.registry}{name} cannot be pulled. Correct ENGINEROOM_REGISTRY, or unset it to build here."
                 )
             return
-        self._build(self.row.image)
+        self._build(image)
 
     def page_image(self) -> None:
         """Open WebUI's published image where it can be pulled, else ours, which `.env` then names."""
@@ -106,6 +112,7 @@ class Bringup:
             ("base image", self.base),
             (f"image {self.row.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
+            *((f"image {image}", partial(self._own_image, image)) for profile, image in PROFILES.items() if profile in self.host.profiles),
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
         ]

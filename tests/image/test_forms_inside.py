@@ -32,10 +32,10 @@ def test_launcher_takes_its_role(image: str, stack: str, form: str, tmp_path: Pa
     plans = []
     for node in nodes:
         env = {**node.environment, **node.scheduler, "LAUNCH_IMAGE": "/etc/engineroom/image.json"}
-        where = env.get("LAUNCH_CLUSTER_TOKEN_FILE", "/token")
+        env |= {"LAUNCH_CLUSTER_TOKEN_FILE": "/token"} if row.nodes > 1 else {}
         output = docker.from_env().containers.run(
             image, ["serve", "--dry-run", "--json"], environment=env, remove=True, hostname=node.scheduler.get("HOSTNAME", "node"),
-            volumes={str(token): {"bind": where, "mode": "ro"}}, shm_size=f"{node.shm_gib or 1}g",
+            volumes={str(token): {"bind": "/token", "mode": "ro"}}, shm_size=f"{node.shm_gib or 1}g",
         )  # fmt: skip
         plans.append(json.loads(output))
 
