@@ -7,7 +7,7 @@ PUSH := tests/image/test_registry.py
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit test test-fast test-slow test-gpu2 bench lint types clean
+.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu2 bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ sizes: .venv ## what the built images weigh, by layer
 
 audit: .venv ## check a built image against its GPU: make audit TARGET=cpu
 	@$(BIN)/engineroom audit $(if $(TARGET),$(TARGET),$(error which? make audit TARGET=cpu))
+
+sbom: .venv ## list the packages in a built image: make sbom TARGET=cpu
+	@$(BIN)/engineroom sbom $(if $(TARGET),$(TARGET),$(error which? make sbom TARGET=cpu))
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
 	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest -m "not slow" --ignore=$(PUSH) tests/browser tests/image tests/stack
