@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import docker
 import pytest
-from demo import ROOT, Demo, free_port
+from demo import ROOT, Demo
 
 from engineroom import build, resolve
 from engineroom.catalog import Catalog, Metrics
@@ -69,24 +69,25 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    """Prometheus, built."""
-    build.build(CATALOG, Host.load(ROOT), [resolve.PROMETHEUS_IMAGE], lambda _: None)
+    """Prometheus, built, and the gateway beside it."""
+    build.build(CATALOG, Host.load(ROOT), [resolve.PROMETHEUS_IMAGE, resolve.GATEWAY_IMAGE], lambda _: None)
     return PROMETHEUS
 
 
 @pytest.fixture(scope="module")
 def prometheus(demo: Demo, image: str) -> Iterator[Prometheus]:
-    """Started by naming the stack alone, and with a few answers seen."""
-    demo.env["PROMETHEUS_PORT"] = free_port()
-    result = demo.compose("--profile", "metrics", "up", "--detach", "demo-cpu")
+    """Started, with the gateway, by naming the stack alone; a few answers seen."""
+    added = {"demo-cpu-gateway", "demo-cpu-prometheus"}
+    result = demo.compose("--profile", "gateway", "--profile", "metrics", "up", "--detach", "demo-cpu")
     assert result.returncode == 0, result.stderr
+    assert added <= set(demo.compose("ps", "--services", "--status", "running").stdout.split())
     running = Prometheus(demo.env["PROMETHEUS_PORT"])
     running.wait('up{job="engine"} == 1')
     for _ in range(3):
         assert engineroom(demo, "smoke").returncode == 0
     running.wait("engineroom:tpot:p95 > 0")
     yield running
-    demo.compose("--profile", "metrics", "rm", "--stop", "--force", "demo-cpu-prometheus")
+    demo.compose("--profile", "*", "rm", "--stop", "--force", *added)
 
 
 @pytest.mark.parametrize("query", [query for query in QUERIES if not query.startswith("DCGM_")])
