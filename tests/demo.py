@@ -25,7 +25,7 @@ class Demo:
     """The running demo: what `make demo` printed, and how to run more commands beside it."""
 
     def __init__(self) -> None:
-        ports = {name: free_port() for name in ("WEBUI_PORT", "API_PORT", "GATEWAY_PORT")}
+        ports = {name: free_port() for name in ("WEBUI_PORT", "API_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT")}
         self.env = {**os.environ, "COMPOSE_PROJECT_NAME": "engineroom-test", "GATEWAY_ADDRESS": "127.0.0.1", **ports}
         self.output = ""
 

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import docker
@@ -23,6 +24,7 @@ from launcher import network
 from launcher.errors import LaunchError
 
 PAGE_SECONDS = 300
+PROFILES = {"gateway": resolve.GATEWAY_IMAGE, "metrics": resolve.PROMETHEUS_IMAGE}  # of Compose, and the images that they add
 LAST_LINES = 60  # the launcher's own words, and the fifty lines of the engine's that it quotes
 Say = Callable[[str], None]
 
@@ -63,10 +65,6 @@ class Bringup:
     def engine_image(self) -> None:
         """The stack's image."""
         self._own_image(self.row.image)
-
-    def gateway_image(self) -> None:
-        """The gateway's image, where its profile is on."""
-        self._own_image(resolve.GATEWAY_IMAGE)
 
     def _own_image(self, image: str) -> None:
         """An image of ours: from the registry that is set, else built here."""
@@ -114,7 +112,7 @@ class Bringup:
             ("base image", self.base),
             (f"image {self.row.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
-            *([(f"image {resolve.GATEWAY_IMAGE}", self.gateway_image)] if "gateway" in self.host.profiles else []),
+            *((f"image {image}", partial(self._own_image, image)) for profile, image in PROFILES.items() if profile in self.host.profiles),
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
         ]

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import docker
 import pytest
-from demo import ROOT, Demo, free_port
+from demo import ROOT, Demo
 
 from engineroom import build, resolve
 from engineroom.catalog import Catalog, Metrics
@@ -69,24 +69,25 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    """Prometheus, built."""
-    build.build(CATALOG, Host.load(ROOT), [resolve.PROMETHEUS_IMAGE], lambda _: None)
+    """Prometheus, built, and the gateway beside it."""
+    build.build(CATALOG, Host.load(ROOT), [resolve.PROMETHEUS_IMAGE, resolve.GATEWAY_IMAGE], lambda _: None)
     return PROMETHEUS
 
 
 @pytest.fixture(scope="module")
 def prometheus(demo: Demo, image: str) -> Iterator[Prometheus]:
-    """Started by naming the stack alone, and with a few answers seen."""
-    demo.env["PROMETHEUS_PORT"] = free_port()
-    result = demo.compose("--profile", "metrics", "up", "--detach", "demo-cpu")
+    """Started, with the gateway, by naming the stack alone; a few answers seen."""
+    added = {"demo-cpu-gateway", "demo-cpu-prometheus"}
+    result = demo.compose("--profile", "gateway", "--profile", "metrics", "up", "--detach", "demo-cpu")
     assert result.returncode == 0, result.stderr
+    assert added <= set(demo.compose("ps", "--services", "--status", "running").stdout.split())
     running = Prometheus(demo.env["PROMETHEUS_PORT"])
     running.wait('up{job="engine"} == 1')
     for _ in range(3):
         assert engineroom(demo, "smoke").returncode == 0
     running.wait("engineroom:tpot:p95 > 0")
     yield running
-    demo.compose("--profile", "metrics", "rm", "--stop", "--force", "demo-cpu-prometheus")
+    demo.compose("--profile", "*", "rm", "--stop", "--force", *added)
 
 
 @pytest.mark.parametrize("query", [query for query in QUERIES if not query.startswith("DCGM_")])
@@ -275,24 +276,17 @@ def test_no_secret_is_in_a_bundle(demo: Demo, tmp_path: Path) -> None:
 
 
 def test_the_launchers_lines_as_json() -> None:
-    """Every line before the engine's is an object, and the plan in it shows no secret."""
-    key = "canary-0123456789"
-    output = docker.from_env().containers.run(
-        IMAGE,
-        ["serve", "--port", "22"],
-        environment={"LAUNCH_LOG": "json", "LAUNCH_API_KEY": key},
-        cap_drop=["ALL"],
-        stderr=True,
-        detach=True,
-    )
+    """Of a start that is refused every line is an object, and the plan in them shows no secret."""
+    settings = {"LAUNCH_LOG": "json", "LAUNCH_API_KEY": "canary-0123456789", "VLLM_SERVER_DEV_MODE": "1"}
+    container = docker.from_env().containers.run(IMAGE, ["serve"], environment=settings, detach=True)
     try:
-        output.wait(timeout=120)
-        text = output.logs().decode()
+        assert container.wait(timeout=60)["StatusCode"] == 78
+        text = container.logs().decode()
     finally:
-        output.remove(force=True)
+        container.remove(force=True)
     rows = [json.loads(line) for line in text.splitlines()]
 
     assert {"time", "level", "event", "message"} <= set.intersection(*map(set, rows))
     assert [row["event"] for row in rows][:2] == ["image", "role"]
     assert (rows[-1]["level"], rows[-1]["event"], rows[-1]["code"]) == ("ERROR", "exit", 78)
-    assert key not in text
+    assert settings["LAUNCH_API_KEY"] not in text
