@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from demo import ROOT, Demo
+from gateways import Door
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 pytestmark = pytest.mark.containers
@@ -34,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 def visit(browser: Browser, url: str) -> Page:
     """The page in a profile of its own."""
-    page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 560}).new_page()
+    page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 560}, ignore_https_errors=True).new_page()
     page.goto(url, timeout=60_000)
     drawn = page.get_by_role("button").first
     try:
@@ -108,6 +109,21 @@ def test_first_visit(demo: Demo, browser: Browser, tmp_path: Path) -> None:
     demo.make("demo")
     expect_shut_out(browser, demo.page)
     assert "Sign in with the account that you made" in demo.make("demo").stdout
+
+
+def test_the_page_through_the_gateway(demo: Demo, browser: Browser, door: Door) -> None:
+    """Over TLS, with a web socket, under a name and port that the page was never told of: the owner signs in, asks, and reads the answer."""
+    page = visit(browser, f"https://127.0.0.1:{door.port}")
+    sockets: list[str] = []
+    page.on("websocket", lambda socket: sockets.append(socket.url))
+    page.locator("#email").fill("first@example.com")
+    page.locator("#password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#chat-input")).to_be_visible()
+    ask(page)
+    expect_answer(page)
+
+    assert [url for url in sockets if url.startswith(f"wss://127.0.0.1:{door.port}/")]
 
 
 def expect_shut_out(browser: Browser, url: str) -> None:
