@@ -24,6 +24,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Reason = Annotated[str, StringConstraints(min_length=8)]
 Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
 EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx"]
+Advisory = Annotated[str, StringConstraints(pattern=r"^GHSA(-[0-9a-z]{4}){3}$")]
+Vulnerability = Annotated[str, StringConstraints(pattern=r"^CVE-\d{4}-\d{4,}$")]
 Scalar = bool | int | float | str
 T = TypeVar("T")
 TableT = TypeVar("TableT", bound="Table")
@@ -81,6 +83,43 @@ class AuditException(Row):
     files: tuple[str, ...]
     capabilities: tuple[int, ...] = ()
     why: Reason
+
+
+class KnownHole(Row):
+    """Vulnerabilities that a release keeps, in the words of OpenVEX (https://github.com/openvex/spec), with what contains them.
+
+    `advisories` names each and its entry in GitHub's database; `package` is the locked package that has them; `absent` are
+    packages without which it cannot be reached, and no lock of the release may have them. `why` says for `affected` what to do, else why it
+    does no harm. `checked` is the day on which somebody looked, `until` the day by which somebody must look again.
+    """
+
+    package: Name
+    advisories: dict[Vulnerability, Advisory] = Field(min_length=1)
+    status: Literal["affected", "not_affected", "under_investigation"]
+    justification: (
+        Literal[
+            "component_not_present",
+            "vulnerable_code_not_present",
+            "vulnerable_code_not_in_execute_path",
+            "vulnerable_code_cannot_be_controlled_by_adversary",
+            "inline_mitigations_already_exist",
+        ]
+        | None
+    ) = None
+    absent: tuple[Name, ...] = ()
+    why: Reason
+    checked: date
+    until: date
+
+    @model_validator(mode="after")
+    def _says_enough(self) -> Self:
+        if (self.status == "not_affected") is (self.justification is None):
+            raise ValueError("a justification goes with status = 'not_affected', and with no other")
+        if self.justification == "component_not_present" and not self.absent:
+            raise ValueError("justification = 'component_not_present' needs `absent`, the packages that are not there")
+        if self.until <= self.checked:
+            raise ValueError("`until` must be later than `checked`")
+        return self
 
 
 class Newer(Row):
@@ -184,8 +223,7 @@ class Release(Row):
     audit_exceptions: tuple[AuditException, ...] = ()
     upstream: Upstream | None = None
     settings: tuple[Variable, ...] = ()
-    exceptions: tuple[str, ...] = ()
-    exceptions_until: date | None = None
+    exceptions: tuple[KnownHole, ...] = ()
     why: Reason
     moves_when: Reason
     source: Reason
@@ -196,6 +234,8 @@ class Release(Row):
             raise ValueError("install = 'vendor' needs `base`, the vendor's image")
         if self.install == "wheels" and not self.packages:
             raise ValueError("install = 'wheels' needs `packages`, what the lock starts from")
+        if self.exceptions and self.install != "wheels":
+            raise ValueError("`exceptions` name packages of a lock, and only install = 'wheels' has one")
         if self.install == "debs" and not self.apt:
             raise ValueError("install = 'debs' needs `apt`, the Debian packages that it is made of")
         return self

@@ -220,6 +220,17 @@ def push(targets: tuple[str, ...], registry: str, zstd: bool) -> None:
 
 
 @cli.command()
+@click.argument("targets", metavar="IMAGE...", nargs=-1, required=True)
+def sbom(targets: tuple[str, ...]) -> None:
+    """List the packages in built images, as CycloneDX: build/sbom/IMAGE.cdx.json."""
+    from engineroom import sbom as lists
+
+    rows = catalog()
+    for image in targets:
+        click.echo(lists.write(rows, image).relative_to(rows.root))
+
+
+@cli.command()
 def images() -> None:
     """Show what the built images weigh, by layer."""
     from engineroom.images import report
@@ -263,11 +274,25 @@ def audit(target: str, gpu: str | None, as_json: bool) -> None:
     """Check TARGET, a built image, a wheel or a folder, for device code of its GPU; an image also for libraries, rights, secrets."""
     from engineroom import auditing
 
-    result = auditing.audit(catalog(), target, gpu)
+    rows = catalog()
+    result = auditing.audit(rows, target, gpu)
     if as_json:
         click.echo(json.dumps(result, indent=1))
     summary = auditing.summary(target, result)
     click.echo(summary, err=as_json)
+
+
+@cli.command()
+def exceptions() -> None:
+    """Show the known holes that pinned releases keep; fail when somebody should have looked at one again."""
+    from datetime import UTC, datetime
+
+    from engineroom import vex
+
+    rows = catalog()
+    for name, hole in ((name, hole) for name, release in rows.releases.items() for hole in release.exceptions):
+        click.echo(f"{name:<16} {hole.package:<13} {vex.IN_WORDS[hole.status]:<13} until {hole.until}  {', '.join(hole.advisories)}")
+    vex.require_current(rows, datetime.now(UTC).date(), note)
 
 
 @cli.command()

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
-from engineroom import resolve, stacks, tables
+from engineroom import resolve, stacks, tables, vex
 from engineroom.catalog import FILES, Catalog
 from engineroom.errors import CatalogError, EngineRoomError
 
@@ -49,6 +49,8 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
     files[f"{folder}/Dockerfile"] = template(
         catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers)
     )
+    if statements := vex.document(catalog, name):
+        files[f"{folder}/openvex.json"] = _json(statements)
     if release.launched:
         files[f"{folder}/image.json"] = _json(resolve.image_facts(catalog, name))
     return files

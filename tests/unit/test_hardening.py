@@ -1,0 +1,145 @@
+"""What every stack closes by default, in every form that it is rendered in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import forms
+import pytest
+import yaml
+
+from engineroom.catalog import Catalog
+from engineroom.errors import CannotRun
+
+ROOT = Path(__file__).parents[2]
+CATALOG = Catalog(ROOT)
+SERVICES = [
+    pytest.param(name, service, id=f"{file.stem}-{name}")
+    for file in sorted(ROOT.glob("compose/*.yaml"))
+    for name, service in yaml.load(file.read_text(), yaml.CSafeLoader)["services"].items()
+]
+PUBLIC = re.compile(r"(^|-)gateway$")  # the one service that may be reached from elsewhere
+SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?keys?)(_FILE)?$")
+# What lets callers do more than ask a model, in the engines' and Ray's own spellings.
+DEVELOPMENT = ("DEV_MODE", "PROFILER", "TRUST_REMOTE_CODE", "ALLOW_INSECURE", "INSECURE", "DASHBOARD", "PICKLE", "DEBUG", "RELOAD")
+
+
+def pods() -> Iterator[Any]:
+    """Every pod of every stack on Kubernetes. Crater's are left out: its portal sets rights itself, and its jobs run as root."""
+    for stack in CATALOG.stacks:
+        for form in ("k8s", "helm", "lws", "kuberay", "volcano"):
+            try:
+                found = forms.objects(forms.render(CATALOG, stack, form))
+            except CannotRun:
+                continue
+            for number, spec in enumerate(spec for item in found for spec in pod_specs(item)):
+                yield pytest.param(spec, id=f"{stack}-{form}-{number}")
+
+
+def pod_specs(item: Any) -> Iterator[dict[str, Any]]:
+    """Every pod's spec in an object, however deep."""
+    if isinstance(item, dict):
+        if "containers" in item:
+            yield item
+        else:
+            for value in item.values():
+                yield from pod_specs(value)
+    elif isinstance(item, list):
+        for value in item:
+            yield from pod_specs(value)
+
+
+POD = pytest.mark.parametrize("spec", list(pods()))
+SERVICE = pytest.mark.parametrize(("name", "service"), SERVICES)
+
+
+@SERVICE
+def test_a_service_has_no_rights_to_spare(name: str, service: dict[str, Any]) -> None:
+    """Read-only root, no capabilities, no new privileges; the image's own ordinary user; nothing of the host's but its GPUs."""
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"privileged", "cap_add", "user", "pid", "ipc", "userns_mode", "devices"} & set(service) == set()
+    mounts = [mount if isinstance(mount, str) else str(mount.get("source")) for mount in service.get("volumes", [])]
+    assert [mount for mount in mounts if "docker.sock" in mount or mount.startswith(("/", "${HOME", "~"))] == []
+
+
+@SERVICE
+def test_a_service_is_reached_from_this_machine_alone(name: str, service: dict[str, Any]) -> None:
+    """What listens is published on 127.0.0.1, or on the host's network listens there; the gateway alone is for others."""
+    if not PUBLIC.search(name):
+        assert [port for port in service.get("ports", []) if not str(port).startswith("127.0.0.1:")] == []
+    if service.get("network_mode") == "host":
+        assert service["environment"].get("LAUNCH_HOST", service["environment"].get("HOST")) == "127.0.0.1"
+
+
+@pytest.mark.fault(26)
+@SERVICE
+def test_fault_26_a_service_gets_secrets_as_files(name: str, service: dict[str, Any]) -> None:
+    """No variable holds a secret: it is empty, or names a file. The command line and the labels hold none either."""
+    variables = service.get("environment") or {}
+    values = {variable: str(value or "") for variable, value in variables.items() if SECRET.search(variable)}
+
+    assert {
+        variable: value for variable, value in values.items() if value and not (variable.endswith("_FILE") and value.startswith("/"))
+    } == {}
+    text = str([service.get("command"), service.get("entrypoint"), service.get("labels"), service.get("build", {})])
+    assert re.search(r"\$\{?\w*(TOKEN|SECRET|PASSWORD|KEY)", text) is None
+
+
+@pytest.mark.fault(24)
+@SERVICE
+def test_fault_24_no_development_endpoints(name: str, service: dict[str, Any]) -> None:
+    """No stack switches on what is for developers, code of strangers included."""
+    switched = [variable for variable in service.get("environment") or {} if any(word in variable.upper() for word in DEVELOPMENT)]
+
+    assert switched == []
+
+
+@pytest.mark.fault(24)
+def test_fault_24_no_image_is_for_development(catalog: Catalog) -> None:
+    """Nor does an image, by its environment or by a flag."""
+    for name in catalog.images:
+        text = (ROOT / f"images/{name}/Dockerfile").read_text() + catalog.images[name].model_dump_json()
+        assert [word for word in DEVELOPMENT if re.search(rf"{word}\w*=|{word.lower().replace('_', '-')}\"", text)] == []
+
+
+@POD
+def test_a_pod_has_no_rights_to_spare(spec: dict[str, Any]) -> None:
+    """The same on Kubernetes: an ordinary user, a read-only root, no capabilities, no account of the cluster's, nothing of the host's."""
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert {"hostNetwork", "hostPID", "hostIPC"} & {key for key, value in spec.items() if value} == set()
+    assert [volume for volume in spec.get("volumes", []) if "hostPath" in volume] == []
+    for container in (*spec["containers"], *spec.get("initContainers", [])):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert not context.get("privileged")
+        assert [port for port in container.get("ports", []) if port.get("hostPort")] == []
+
+
+@pytest.mark.fault(26)
+@POD
+def test_fault_26_a_pod_gets_secrets_as_files(spec: dict[str, Any]) -> None:
+    """No variable holds a secret, nor is one filled from it, where `kubectl describe` and every child process would show it."""
+    for container in (*spec["containers"], *spec.get("initContainers", [])):
+        assert not container.get("envFrom")
+        for variable in container.get("env", []):
+            assert "valueFrom" not in variable or "secretKeyRef" not in variable["valueFrom"]
+            if SECRET.search(variable["name"]) and variable.get("value"):
+                assert variable["name"].endswith("_FILE"), variable
+        assert [variable["name"] for variable in container.get("env", []) if any(word in variable["name"] for word in DEVELOPMENT)] == []
+
+
+def test_services_on_kubernetes_stay_inside(catalog: Catalog) -> None:
+    """Nothing asks for a port of the nodes or an address of a load balancer."""
+    for stack in catalog.stacks:
+        for form in ("k8s", "helm"):
+            for item in forms.objects(forms.render(catalog, stack, form)):
+                assert item["kind"] != "Service" or item["spec"].get("type", "ClusterIP") == "ClusterIP"
