@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Reason = Annotated[str, StringConstraints(min_length=8)]
 Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
-EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx"]
+EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx", "prometheus"]
+# What templates write into commands is of one shape, so that no value can be more than one word there.
+Version = Annotated[str, StringConstraints(pattern=r"^\d[0-9A-Za-z.+-]*$")]
+Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(==[0-9][\w.+!-]*)?$")]
+DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+Reference = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][\w./:@-]*)?$")]
+Address = Annotated[str, StringConstraints(pattern=r"^(https://[\w./:-]+)?$")]
+HubId = Annotated[str, StringConstraints(pattern=r"^/?[A-Za-z0-9][\w.-]*(/[\w.-]+)*$")]
 Advisory = Annotated[str, StringConstraints(pattern=r"^GHSA(-[0-9a-z]{4}){3}$")]
 Vulnerability = Annotated[str, StringConstraints(pattern=r"^CVE-\d{4}-\d{4,}$")]
 Scalar = bool | int | float | str
@@ -54,9 +62,9 @@ class Variable(Row):
 
 
 class Packages(Row):
-    """A group of packages, with its reason."""
+    """A group of Debian packages, with its reason."""
 
-    packages: tuple[str, ...]
+    packages: tuple[DebianPackage, ...]
     why: Reason
 
 
@@ -145,7 +153,7 @@ class Layer(Row):
 
     name: Name
     packages: tuple[str, ...]
-    index: str = ""
+    index: Address = ""
 
 
 class Gpu(Row):
@@ -187,11 +195,28 @@ class Memory(Row):
     source: Reason
 
 
-class Metrics(Row):
-    """Prometheus gauges of a release: requests that wait, and the share of the KV cache in use (0 to 1); empty where it has none."""
+Metric = Annotated[str, StringConstraints(pattern=r'^(([a-z_]+:)?[a-z_]+(\{[a-z_]+=~?"[^"]+"\})?)?$')]
 
-    waiting: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
-    cache: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
+
+class Metrics(Row):
+    """What a release tells Prometheus, by what it means; empty where it does not tell.
+
+    Gauges of requests that run and that wait, and of the share of the KV cache in use (0 to 1). Counters of tokens in and out, of
+    finished requests, of HTTP responses, and of those that say that the server failed. Histograms in seconds, by their base
+    name: to the first token, from each token to the next, in the queue.
+    """
+
+    running: Metric = ""
+    waiting: Metric = ""
+    cache: Metric = ""
+    prompt_tokens: Metric = ""
+    generation_tokens: Metric = ""
+    requests: Metric = ""
+    responses: Metric = ""
+    errors: Metric = ""
+    ttft: Metric = ""
+    tpot: Metric = ""
+    queue: Metric = ""
     source: Reason
 
 
@@ -203,11 +228,11 @@ class Release(Row):
     """
 
     engine: EngineKind
-    version: str
+    version: Version
     install: Literal["wheels", "vendor", "debs"]
-    base: str = ""
-    published: str = ""
-    packages: tuple[str, ...] = ()
+    base: Reference = ""
+    published: Reference = ""
+    packages: tuple[Requirement, ...] = ()
     horizon: date | None = None
     newer: tuple[Newer, ...] = ()
     executors: tuple[Executor, ...] = ()
@@ -268,7 +293,7 @@ class Model(Row):
     """
 
     title: str
-    hub: str
+    hub: HubId
     revision: str = ""
     parameters: int
     bytes: int
@@ -557,10 +582,26 @@ def _read(root: Path, table: type[TableT]) -> TableT:
         raise CatalogError(f"{where} is missing: run this inside a checkout of Engine Room.") from None
     except tomllib.TOMLDecodeError as error:
         raise CatalogError(f"{where} is no valid TOML: {error}.") from None
+    for place, text in _texts(data):
+        if not text.isprintable():
+            raise CatalogError(f"{where}: {place}: a text must be one line of printable characters (found {text!r})")
     try:
         return table.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise CatalogError("\n".join(_explain(where, found) for found in error.errors())) from None
+
+
+def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every name and text below a value, with its place: a line break would let it be more than a word or a comment in a rendered file."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield place, name
+            yield from _texts(inner, f"{place}.{name}" if place else f"[{name}]")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, f"{place}[{number}]")
 
 
 def _explain(where: str, found: ErrorDetails) -> str:

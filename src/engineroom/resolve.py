@@ -28,6 +28,7 @@ SOURCES = (
 )  # as git names paths
 OPENVEX = "/etc/engineroom/openvex.json"
 GATEWAY_IMAGE = "gateway"
+PROMETHEUS_IMAGE = "prometheus"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {
@@ -56,7 +57,12 @@ PAGE_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 PLAIN_ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
-ENVIRONMENTS = {**dict.fromkeys(ENGINES, CACHE_ENVIRONMENT), "open-webui": PAGE_ENVIRONMENT, "nginx": PLAIN_ENVIRONMENT}
+ENVIRONMENTS = {
+    **dict.fromkeys(ENGINES, CACHE_ENVIRONMENT),
+    "open-webui": PAGE_ENVIRONMENT,
+    "nginx": PLAIN_ENVIRONMENT,
+    "prometheus": PLAIN_ENVIRONMENT,
+}
 
 
 class LayerFile(NamedTuple):

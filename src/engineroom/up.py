@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from engineroom import build, checks, resolve, stacks
+from engineroom import build, checks, resolve, running, stacks
 from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError, EngineRoomError, ServiceUnavailable, TryAgain
 from engineroom.host import Host
@@ -204,6 +205,17 @@ Stop    make down
             for line in result.stderr.splitlines():
                 self.say(line.strip())
         return result.stdout
+
+
+def logs(catalog: Catalog, host: Host, stack: str, *, follow: bool = False, tail: int | None = None) -> None:
+    """Print what the containers of a stack have written. Raises ServiceUnavailable when there are none."""
+    catalog.stack(stack)
+    services = list(running.containers(catalog, host, stack).get(stack, {}))
+    if not services:
+        raise ServiceUnavailable(f"{stack} has no container here. Type: make up STACK={stack}")
+    options = [*(["--follow"] if follow else []), *(["--tail", str(tail)] if tail else [])]
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(["docker", "compose", "--profile", "*", "logs", *options, *services], cwd=host.root, check=False)
 
 
 def down(host: Host, *, volumes: bool = False) -> None:

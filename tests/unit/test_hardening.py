@@ -27,16 +27,18 @@ SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?keys?)(_FILE)?$")
 DEVELOPMENT = ("DEV_MODE", "PROFILER", "TRUST_REMOTE_CODE", "ALLOW_INSECURE", "INSECURE", "DASHBOARD", "PICKLE", "DEBUG", "RELOAD")
 
 
-def pods() -> Iterator[Any]:
-    """Every pod of every stack on Kubernetes. Crater's are left out: its portal sets rights itself, and its jobs run as root."""
+@pytest.fixture(scope="module", params=["k8s", "helm", "lws", "kuberay", "volcano"])
+def pods(request: pytest.FixtureRequest) -> list[tuple[str, dict[str, Any]]]:
+    """Every pod of every stack in a form on Kubernetes. Crater's are left out: its portal sets rights itself, and its jobs run as root."""
+    found = []
     for stack in CATALOG.stacks:
-        for form in ("k8s", "helm", "lws", "kuberay", "volcano"):
-            try:
-                found = forms.objects(forms.render(CATALOG, stack, form))
-            except CannotRun:
-                continue
-            for number, spec in enumerate(spec for item in found for spec in pod_specs(item)):
-                yield pytest.param(spec, id=f"{stack}-{form}-{number}")
+        try:
+            objects = forms.objects(forms.render(CATALOG, stack, request.param))
+        except CannotRun:
+            continue
+        found += [(stack, spec) for spec in pod_specs(objects)]
+    assert found
+    return found
 
 
 def pod_specs(item: Any) -> Iterator[dict[str, Any]]:
@@ -52,7 +54,6 @@ def pod_specs(item: Any) -> Iterator[dict[str, Any]]:
             yield from pod_specs(value)
 
 
-POD = pytest.mark.parametrize("spec", list(pods()))
 SERVICE = pytest.mark.parametrize(("name", "service"), SERVICES)
 
 
@@ -108,39 +109,36 @@ def test_fault_24_no_image_is_for_development(catalog: Catalog) -> None:
         assert [word for word in DEVELOPMENT if re.search(rf"{word}\w*=|{word.lower().replace('_', '-')}\"", text)] == []
 
 
-@POD
-def test_a_pod_has_no_rights_to_spare(spec: dict[str, Any]) -> None:
+def test_a_pod_has_no_rights_to_spare(pods: list[tuple[str, dict[str, Any]]]) -> None:
     """The same on Kubernetes: an ordinary user, a read-only root, no capabilities, no account of the cluster's, nothing of the host's."""
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert spec["automountServiceAccountToken"] is False
-    assert {"hostNetwork", "hostPID", "hostIPC"} & {key for key, value in spec.items() if value} == set()
-    assert [volume for volume in spec.get("volumes", []) if "hostPath" in volume] == []
-    for container in (*spec["containers"], *spec.get("initContainers", [])):
-        context = container["securityContext"]
-        assert context["readOnlyRootFilesystem"] is True
-        assert context["allowPrivilegeEscalation"] is False
-        assert context["capabilities"] == {"drop": ["ALL"]}
-        assert not context.get("privileged")
-        assert [port for port in container.get("ports", []) if port.get("hostPort")] == []
+    for stack, spec in pods:
+        assert spec["securityContext"]["runAsNonRoot"] is True, stack
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, stack
+        assert spec["automountServiceAccountToken"] is False, stack
+        assert {"hostNetwork", "hostPID", "hostIPC"} & {key for key, value in spec.items() if value} == set(), stack
+        assert [volume for volume in spec.get("volumes", []) if "hostPath" in volume] == [], stack
+        for container in (*spec["containers"], *spec.get("initContainers", [])):
+            context = container["securityContext"]
+            assert context == {"readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, stack
+            assert [port for port in container.get("ports", []) if port.get("hostPort")] == [], stack
 
 
+@pytest.mark.fault(24)
 @pytest.mark.fault(26)
-@POD
-def test_fault_26_a_pod_gets_secrets_as_files(spec: dict[str, Any]) -> None:
-    """No variable holds a secret, nor is one filled from it, where `kubectl describe` and every child process would show it."""
-    for container in (*spec["containers"], *spec.get("initContainers", [])):
-        assert not container.get("envFrom")
-        for variable in container.get("env", []):
-            assert "valueFrom" not in variable or "secretKeyRef" not in variable["valueFrom"]
-            if SECRET.search(variable["name"]) and variable.get("value"):
-                assert variable["name"].endswith("_FILE"), variable
-        assert [variable["name"] for variable in container.get("env", []) if any(word in variable["name"] for word in DEVELOPMENT)] == []
+def test_fault_24_26_a_pod_gets_secrets_as_files(pods: list[tuple[str, dict[str, Any]]]) -> None:
+    """No variable holds a secret or is filled from one, where every child process would show it; none is for developers."""
+    for stack, spec in pods:
+        for container in (*spec["containers"], *spec.get("initContainers", [])):
+            assert not container.get("envFrom"), stack
+            variables = container.get("env", [])
+            assert [variable for variable in variables if "secretKeyRef" in variable.get("valueFrom", {})] == [], stack
+            named = [variable["name"] for variable in variables if SECRET.search(variable["name"]) and variable.get("value")]
+            assert [name for name in named if not name.endswith("_FILE")] == [], stack
+            assert [variable["name"] for variable in variables if any(word in variable["name"] for word in DEVELOPMENT)] == [], stack
 
 
 def test_services_on_kubernetes_stay_inside(catalog: Catalog) -> None:
     """Nothing asks for a port of the nodes or an address of a load balancer."""
     for stack in catalog.stacks:
-        for form in ("k8s", "helm"):
-            for item in forms.objects(forms.render(catalog, stack, form)):
-                assert item["kind"] != "Service" or item["spec"].get("type", "ClusterIP") == "ClusterIP"
+        for item in forms.objects(forms.render(catalog, stack, "k8s")):
+            assert item["kind"] != "Service" or item["spec"].get("type", "ClusterIP") == "ClusterIP"
