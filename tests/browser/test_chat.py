@@ -114,16 +114,14 @@ def test_first_visit(demo: Demo, browser: Browser, tmp_path: Path) -> None:
 def test_the_page_through_the_gateway(demo: Demo, browser: Browser, door: Door) -> None:
     """Over TLS, with a web socket, under a name and port that the page was never told of: the owner signs in, asks, and reads the answer."""
     page = visit(browser, f"https://127.0.0.1:{door.port}")
-    sockets: list[str] = []
-    page.on("websocket", lambda socket: sockets.append(socket.url))
     page.locator("#email").fill("first@example.com")
     page.locator("#password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator("#chat-input")).to_be_visible()
+    with page.expect_websocket(lambda socket: socket.url.startswith(f"wss://127.0.0.1:{door.port}/ws/")):
+        page.reload()
     ask(page)
     expect_answer(page)
-
-    assert [url for url in sockets if url.startswith(f"wss://127.0.0.1:{door.port}/")]
 
 
 def expect_shut_out(browser: Browser, url: str) -> None:
