@@ -10,10 +10,13 @@ import ssl
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import docker
+import pytest
+from demo import Demo
 
 from engineroom import build, resolve
 from engineroom.catalog import Catalog
@@ -210,6 +213,21 @@ class Gateway(Door):
 
     def remove(self) -> None:
         self.container.remove(force=True, v=True)
+
+
+@pytest.fixture(scope="session")
+def door(demo: Demo) -> Iterator[Door]:
+    """The gateway of the demo, started as a person would; both it and the page answer."""
+    build_image()
+    result = demo.compose("--profile", "gateway", "up", "--detach", "--no-recreate", "demo-cpu")
+    assert result.returncode == 0, result.stderr
+    found = Door(int(demo.env["GATEWAY_PORT"]))
+    deadline = time.monotonic() + 120
+    while found.status("GET /health") != 200 or found.status("GET /") != 200:
+        assert time.monotonic() < deadline, demo.compose("logs", "demo-cpu-gateway").stdout
+        time.sleep(0.5)
+    yield found
+    demo.compose("rm", "--stop", "--force", "demo-cpu-gateway")
 
 
 def image_name() -> str:

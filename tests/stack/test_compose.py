@@ -130,7 +130,7 @@ def test_one_node_needs_no_token(stack: str) -> None:
     """A stack of one node has no worker, no token and no settings of a cluster."""
     found = whole(stack)["services"]
 
-    assert set(found) - {f"{stack}-prometheus"} == {stack, f"{stack}-engine", f"{stack}-gateway"}
+    assert f"{stack}-worker" not in found
     for service in found.values():
         assert "cluster_token" not in {secret["source"] for secret in service.get("secrets", [])}
         assert "network_mode" not in service
@@ -156,27 +156,6 @@ def test_the_gateway_is_asked_for(stack: str) -> None:
     assert (gateway["read_only"], gateway["cap_drop"], gateway["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"])
     assert config["secrets"]["gateway_keys"]["file"] == "/etc/secrets/keys"
     assert [name for name in gateway["environment"] if name.endswith("FILE") and not gateway["environment"][name].startswith("/run/")] == []
-
-
-@pytest.mark.parametrize("stack", CATALOG.stacks)
-def test_prometheus_is_asked_for(stack: str) -> None:
-    """Without its profile it is not there; with it, it is closed, hardened and asks the stack's server, where the engine has something to tell."""
-    config = json.loads(compose("--profile", stack, "--profile", "metrics", "config", "--format", "json", API_PORT="8300").stdout)
-    found = config["services"].get(f"{stack}-prometheus")
-
-    assert f"{stack}-prometheus" not in json.loads(compose("--profile", stack, "config", "--format", "json").stdout)["services"]
-    if not CATALOG.release_of(CATALOG.stacks[stack].image).metrics.running:
-        assert found is None
-        return
-    clustered = stack in CLUSTERED
-    assert config["services"][stack]["depends_on"][f"{stack}-prometheus"]["required"] is False
-    assert found["environment"]["ENGINE"] == ("127.0.0.1:8300" if clustered else f"{stack}-engine:8000")
-    assert f"--web.listen-address={'127.0.0.1' if clustered else '0.0.0.0'}:9090" in found["command"][0]
-    assert [port["host_ip"] for port in found.get("ports", [])] == ([] if clustered else ["127.0.0.1"])
-    assert (found["read_only"], found["cap_drop"], found["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"])
-    mounted = [Path(volume["source"]) for volume in found["volumes"] if volume["type"] == "bind"]
-    assert mounted == [ROOT / "compose/metrics/prometheus.yaml", ROOT / f"compose/metrics/{stack}.yaml"]
-    assert all(file.is_file() for file in mounted)
 
 
 def test_the_page_is_either_image() -> None:

@@ -201,7 +201,7 @@ def test_fault_23_nothing_else_reaches_the_engine(
     engine, page = upstreams(), upstreams()
     gateway = gateways(engine.place, **({"GATEWAY_PAGE": page.place} if with_page else {})).started()
     rest = f"\r\nHost: localhost\r\nAuthorization: Bearer {KEYS['alice']}\r\nX-Original-URL: /load\r\nX-Rewrite-URL: /load\r\n".encode()
-    lines = [*tricks(), *made_up(500)] if with_page else random.Random(1).sample(tricks(), 500)
+    lines = [*tricks(), *made_up(300)] if with_page else random.Random(1).sample(tricks(), 500)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda line: gateway.raw(line + rest + b"Connection: close\r\n\r\n"), lines))
     statuses = [int(answer.split()[1]) if answer.startswith(b"HTTP/") else 0 for answer in answers]

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 
 import pytest
 from demo import Demo
-from gateways import Door, build_image
+from gateways import Door
 
 pytestmark = pytest.mark.containers
-
-
-@pytest.fixture(scope="module")
-def door(demo: Demo) -> Iterator[Door]:
-    """The demo, started once more with the profile."""
-    build_image()
-    result = demo.compose("--profile", "gateway", "up", "--detach", "--no-recreate", "demo-cpu")
-    assert result.returncode == 0, result.stderr
-    found = Door(int(demo.env["GATEWAY_PORT"]))
-    deadline = time.monotonic() + 120
-    while found.status("GET /health") != 200 or found.status("GET /") != 200:
-        assert time.monotonic() < deadline, demo.compose("logs", "demo-cpu-gateway").stdout
-        time.sleep(0.5)
-    yield found
-    demo.compose("rm", "--stop", "--force", "demo-cpu-gateway")
 
 
 def key(demo: Demo) -> str:
