@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,10 +40,13 @@ def render(catalog: Catalog, stack: str, form: str, **options: Any) -> dict[str,
 
 
 def objects(files: dict[str, str]) -> list[dict[str, Any]]:
-    """Every Kubernetes object of the YAML files, or of a chart."""
+    """Every Kubernetes object of the YAML files, or of a chart; and every script."""
     if "Chart.yaml" in files:
         return list(charts.objects(files).values())
-    return [item for name, text in files.items() if name.endswith(".yaml") for item in yaml.load_all(text, yaml.CSafeLoader) if item]
+    scripts = [{"kind": "Script", "text": text} for name, text in files.items() if name.endswith(".sh")]
+    return scripts + [
+        item for name, text in files.items() if name.endswith(".yaml") for item in yaml.load_all(text, yaml.CSafeLoader) if item
+    ]
 
 
 def of_pod(spec: dict[str, Any], rank: int, scheduler: dict[str, str]) -> Node:
@@ -173,6 +178,37 @@ def crater(found: list[dict[str, Any]], name: str, count: int) -> Iterator[Node]
             rank += 1
 
 
+def slurm(found: list[dict[str, Any]], _: str, nodes: int) -> Iterator[Node]:
+    """Tasks of a job step, as srun(1) names them. Address and ports are the job's own; nothing of Slurm's ends a start."""
+    text = kind(found, "Script")["text"]
+    stack = text[text.index("# --- The stack") : text.index("# --- The page")]
+    settings = dict(shlex.split(line, comments=True)[1].split("=", 1) for line in re.findall(r"^export [A-Z_]+=.*", stack, re.MULTILINE))
+    asked = dict(line.split("=", 1) for line in re.findall(r"^#SBATCH --(.+=.+)", text, re.MULTILINE))
+    image = re.search(r"ENGINEROOM_IMAGE:-([^}]+)", text)
+    shm = re.search(r"--shm-size=(\d+)g", text)
+    assert image
+    assert shm
+    assert (asked["nodes"], asked["ntasks-per-node"]) == (str(nodes), "1")
+    for rank in range(nodes):
+        yield Node(
+            rank,
+            image[1],
+            {name: value for name, value in settings.items() if name not in ("LAUNCH_HOST", "LAUNCH_PORT", "LAUNCH_CLUSTER_PORT")},
+            {
+                **{name: str(nodes) for name in ("SLURM_NNODES", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS")},
+                "SLURM_STEP_NODELIST": f"gnode[10-{9 + nodes}]",
+                "SLURM_NODEID": str(rank),
+                "SLURM_LOCALID": "0",
+            },
+            int(asked.get("gres", "gpu:0").removeprefix("gpu:")),
+            int(shm[1]),
+            frozenset({"/dev/shm", *re.findall(r"\$\w+:(/\w+)", text)}),
+            int(asked["signal"].removeprefix("B:USR1@")),
+            0,
+            (),
+        )
+
+
 READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] = {
     "k8s": k8s,
     "helm": k8s,
@@ -180,6 +216,7 @@ READERS: dict[str, Callable[[list[dict[str, Any]], str, int], Iterator[Node]]] =
     "kuberay": kuberay,
     "volcano": volcano,
     "crater": crater,
+    "slurm": slurm,
 }
 
 

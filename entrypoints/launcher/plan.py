@@ -94,81 +94,42 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
     translated = flags.translate(settings, facts, env)
     settings = translated.settings
     role = roles.detect(settings, env)
-    model = settings.model or facts.model
-    if not model:
-        raise Refused(
-            "No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B."
-        )
-    engine = ENGINES[facts.engine]
+    model = _model(settings, facts)
     found = found or (hardware.look(env) if any(facts.gpus.values()) else hardware.NONE)
-    visible = len(found.gpus)
-    gpus = visible if settings.gpus is None else settings.gpus
-    if 0 < visible < gpus:
-        raise Refused(
-            f"LAUNCH_GPUS is {gpus}, and this container sees {visible}. Give it more (docker run --gpus {gpus}), or set LAUNCH_GPUS."
-        )
+    gpus = _gpus(settings, len(found.gpus))
     words = [word for value in settings.args.values() if isinstance(value, tuple) for word in value]
     cached = None if os.path.isdir(model) else hub.cached(model, flag_value(words, "revision") or "main", env)
     folder = model if cached is None else cached.folder
     config = sizing.config_of(model, folder)
-    side_by_side = flag_value(words, "data-parallel-size", "dp-size")
-    copies = int(side_by_side) if side_by_side.isdigit() and role.nodes == 1 and "--enable-dp-attention" not in words else 1
     executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
+    copies = _copies(words, role.nodes)
     if role.name == "worker" and settings.tp and settings.pp:
         cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
     else:
         cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus // max(copies, 1), config)
-    request = Request(
-        model=model,
-        model_name=settings.model_name or (facts.model_name if model == facts.model else "") or model.rstrip("/").rsplit("/", 1)[-1],
-        host=settings.host,
-        port=settings.port,
-        executor=executor.name,
-        tp=cut.tp,
-        pp=cut.pp,
-        max_model_len=settings.max_model_len,
-        max_seqs=settings.max_seqs,
-        fraction=None,
-        defaults=facts.args,
-        args=settings.args,
-        extra=settings.extra,
-        api_key=settings.secrets.get("LAUNCH_API_KEY"),
-        state=state_file(settings.port),
-    )
-    command = engine.command(request)
-    taken = found.gpus[: max(cut.tp * cut.pp * copies // role.nodes, 1)]
-    node = sizing.Node(cut, role.nodes, executor.name, taken)
-    sized = sizing.size(settings, facts, command, sizing.Model(config, folder), node)
+    engine, request = ENGINES[facts.engine], _request(settings, facts, model, executor.name, cut)
+    node = sizing.Node(cut, role.nodes, executor.name, found.gpus[: max(cut.tp * cut.pp * copies // role.nodes, 1)])
+    sized = sizing.size(settings, facts, engine.command(request), sizing.Model(config, folder), node)
     request = request._replace(
         max_model_len=settings.max_model_len or sized.max_model_len,
         max_seqs=settings.max_seqs or sized.max_seqs,
         fraction=sized.fraction,
     )
-    command = engine.command(request)
-    flags.check(translated.snapshot, command)
-    agreed: dict[str, object] = {
-        "launcher": __version__,
-        "engine": f"{facts.engine} {facts.version}",
-        "executor": executor.name,
-        "nodes": role.nodes,
-        "model": request.model,
-        "tensor parallel": request.tp,
-        "pipeline parallel": request.pp,
-        **({"flags": shlex.join(command[2:])} if executor.name == "native" else {}),  # with Ray, the head's alone count
-    }
-    defaults = {name: value for name, value in facts.env.items() if name not in env}
+    line = engine.command(request)
+    flags.check(translated.snapshot, line)
     added = engine.environment(request)
-    if cached and not cached.lacks and "HF_HUB_OFFLINE" not in env and not _asks_more(command):
+    if cached and not cached.lacks and "HF_HUB_OFFLINE" not in env and not _asks_more(line):
         added["HF_HUB_OFFLINE"] = "1"
     if "HF_TOKEN" in settings.secrets:
         added["HF_TOKEN"] = settings.secrets["HF_TOKEN"]
+    defaults = {name: value for name, value in facts.env.items() if name not in env}
     return LaunchPlan(
         image=facts.image,
         engine=facts.engine,
         version=facts.version,
         role=role.name,
         rule=role.rule,
-        cluster=_cluster(settings, role, executor, gpus, agreed) if role.nodes > 1 else None,
+        cluster=_cluster(settings, role, executor, gpus, _agreed(request, facts, line, role.nodes)) if role.nodes > 1 else None,
         model=request.model,
         model_name=request.model_name,
         cached=cached,
@@ -182,7 +143,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         warnings=(*translated.warnings, *cut.warnings),
         host=request.host,
         port=request.port,
-        line=command,
+        line=line,
         environment={**defaults, **added, **translated.variables},
         secret_names=tuple(name for name, value in added.items() if value in settings.secrets.values()),
         state=request.state,
@@ -190,6 +151,68 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         drain_seconds=settings.drain_seconds,
         probe_seconds=settings.probe_seconds,
     )
+
+
+def _model(settings: Settings, facts: ImageFacts) -> str:
+    """The model: the one that is set, else the image's. Raises Refused without either."""
+    model = settings.model or facts.model
+    if not model:
+        raise Refused(
+            "No model: set LAUNCH_MODEL to a folder in the container or a hub id, for example deepseek-ai/DeepSeek-R1-Distill-Qwen-7B."
+        )
+    return model
+
+
+def _gpus(settings: Settings, visible: int) -> int:
+    """GPUs of this node: those that are set, else those that are there. Raises Refused for more than there are."""
+    gpus = visible if settings.gpus is None else settings.gpus
+    if 0 < visible < gpus:
+        raise Refused(
+            f"LAUNCH_GPUS is {gpus}, and this container sees {visible}. Give it more (docker run --gpus {gpus}), or set LAUNCH_GPUS."
+        )
+    return gpus
+
+
+def _copies(words: list[str], nodes: int) -> int:
+    """Copies of the model that run side by side on one node."""
+    asked = flag_value(words, "data-parallel-size", "dp-size")
+    return int(asked) if asked.isdigit() and nodes == 1 and "--enable-dp-attention" not in words else 1
+
+
+def _request(settings: Settings, facts: ImageFacts, model: str, executor: str, cut: layout.Layout) -> Request:
+    """What the engine is asked for, before its memory is dealt out."""
+    named = facts.model_name if model == facts.model else ""
+    return Request(
+        model=model,
+        model_name=settings.model_name or named or model.rstrip("/").rsplit("/", 1)[-1],
+        host=settings.host,
+        port=settings.port,
+        executor=executor,
+        tp=cut.tp,
+        pp=cut.pp,
+        max_model_len=settings.max_model_len,
+        max_seqs=settings.max_seqs,
+        fraction=None,
+        defaults=facts.args,
+        args=settings.args,
+        extra=settings.extra,
+        api_key=settings.secrets.get("LAUNCH_API_KEY"),
+        state=state_file(settings.port),
+    )
+
+
+def _agreed(request: Request, facts: ImageFacts, line: list[str], nodes: int) -> dict[str, object]:
+    """What all nodes must have alike; with Ray, the head's flags alone count."""
+    return {
+        "launcher": __version__,
+        "engine": f"{facts.engine} {facts.version}",
+        "executor": request.executor,
+        "nodes": nodes,
+        "model": request.model,
+        "tensor parallel": request.tp,
+        "pipeline parallel": request.pp,
+        **({"flags": shlex.join(line[2:])} if request.executor == "native" else {}),
+    }
 
 
 def _cluster(settings: Settings, role: roles.Role, executor: layout.Executor, gpus: int, agreed: dict[str, object]) -> Cluster:

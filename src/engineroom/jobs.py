@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engineroom import pushed, stacks
+from engineroom import gpu_labels, pushed, stacks
 from engineroom.build import Say
-from engineroom.catalog import Catalog, Gpu, Stack, Variable
+from engineroom.catalog import Catalog, Variable
 from engineroom.errors import BadRequest, CannotRun
 from engineroom.forms import FORMS
 from engineroom.host import Host
@@ -46,8 +46,9 @@ def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options
     Raises UnknownName or CannotBuild for the stack, BadRequest for options that are malformed, CannotRun with the reason where the
     stack cannot run as asked.
     """
-    row = catalog.stack(stack)
-    check(catalog, stack, row, form, options)
+    catalog.stack(stack)
+    check_options(options)
+    check_place(catalog, stack, form, options)
     return FORMS[form](catalog, {**job(catalog, host, stack, options, say=say), "command": f"engineroom jobs {stack} --to {form}"})
 
 
@@ -76,12 +77,13 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "environment": environment,
         "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", options.url),
         "secrets": secrets,
+        "cluster_token": options.cluster_token,
         "secrets_folder": SECRETS,
         "models": options.models,
         "models_folder": MODELS,
         "namespace": options.namespace,
         "node_selector": dict(options.node_selector),
-        "gpu_rules": gpu_rules(catalog, row),
+        "gpu_rules": gpu_labels.rules(catalog, row),
         "storage_class": options.storage_class,
         "url": options.url,
         "port": API_PORT,
@@ -131,32 +133,8 @@ def probes(healthy_seconds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def gpu_rules(catalog: Catalog, row: Stack) -> list[dict[str, Any]]:
-    """Node labels of NVIDIA's GPU feature discovery that the stack's nodes must have: compute capability, memory in MiB, GPUs.
-
-    Source: https://github.com/NVIDIA/k8s-device-plugin, docs/gpu-feature-discovery.
-    """
-    if not row.gpus:
-        return []
-    gpu, memory = planned_gpu(catalog, row)
-    major, minor = divmod(gpu.compute_capability, 10)
-    return [
-        {"key": "nvidia.com/gpu.compute.major", "operator": "In", "values": [str(major)]},
-        {"key": "nvidia.com/gpu.compute.minor", "operator": "In", "values": [str(minor)]},
-        {"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": [str(int(memory * 1024 * 0.95))]},
-        {"key": "nvidia.com/gpu.count", "operator": "Gt", "values": [str(row.gpus - 1)]},
-    ]
-
-
-def planned_gpu(catalog: Catalog, row: Stack) -> tuple[Gpu, float]:
-    """The kind of GPU that a stack is planned for, and the GiB of one."""
-    kind, _, gib = row.gpu.rpartition("-")
-    gpu = catalog.gpus[kind]
-    return gpu, gpu.usable_gib[gpu.memory_gib.index(int(gib))]
-
-
-def check(catalog: Catalog, name: str, row: Stack, form: str, options: Options) -> None:
-    """Refuse what cannot be. Raises BadRequest for malformed options, CannotRun with the reason for a stack that cannot run like that."""
+def check_options(options: Options) -> None:
+    """Raises BadRequest for options that are malformed or do not go together."""
     if options.namespace and not DNS_LABEL.fullmatch(options.namespace):
         raise BadRequest(
             f"--namespace {options.namespace!r} is no name of a namespace: at most 63 small letters, digits and '-', "
@@ -171,42 +149,25 @@ def check(catalog: Catalog, name: str, row: Stack, form: str, options: Options) 
             raise BadRequest(f"{option} {name_!r} is no name of an object: small letters, digits, '-' and '.'.")
     if not re.fullmatch(r"https?://[^\s/?#]+/?", options.url):
         raise BadRequest(f"--url {options.url!r} is no address of a page: write it like https://chat.example.")
-    if options.gang_size is not None and options.gang_size != row.nodes:
-        fewer = "the others may never come, and the first ones hold their GPUs all the same"
-        raise CannotRun(
-            f"{name} on {form}: a gang of {options.gang_size} for a stack of {row.nodes} node{'s' if row.nodes > 1 else ''}: "
-            f"{fewer if options.gang_size < row.nodes else 'so many never come'}. Leave --gang-size out, or say {row.nodes}."
-        )
     if options.model.startswith(MODELS) and not options.models:
         raise BadRequest(
             f"--model {options.model} is a folder below {MODELS}, and nothing is mounted there. Say what holds it with --models."
         )
     if options.model.startswith("/") and not options.model.startswith(f"{MODELS}/"):
         raise BadRequest(f"--model {options.model}: folders are below {MODELS} in the container; --models says what is mounted there.")
+
+
+def check_place(catalog: Catalog, name: str, form: str, options: Options) -> None:
+    """Raises CannotRun with the reason for a stack that cannot run where or as it is asked to."""
+    row = catalog.stacks[name]
+    if options.gang_size is not None and options.gang_size != row.nodes:
+        fewer = "the others may never come, and the first ones hold their GPUs all the same"
+        raise CannotRun(
+            f"{name} on {form}: a gang of {options.gang_size} for a stack of {row.nodes} node{'s' if row.nodes > 1 else ''}: "
+            f"{fewer if options.gang_size < row.nodes else 'so many never come'}. Leave --gang-size out, or say {row.nodes}."
+        )
     for key, value in options.node_selector.items():
-        if reason := contradicts(catalog, row, key, value):
+        if reason := gpu_labels.contradicts(catalog, row, key, value):
             raise CannotRun(
                 f"{name} cannot run on nodes with {key}={value}: {reason}.\nLeave --node-selector {key} out, or choose another stack."
             )
-
-
-def contradicts(catalog: Catalog, row: Stack, key: str, value: str) -> str:
-    """Why no node with this label can run the stack; empty when the label does not say so."""
-    if not row.gpus:
-        return ""
-    gpu, memory = planned_gpu(catalog, row)
-    number = int(value) if value.isdigit() else None
-    if key == "nvidia.com/gpu.count" and number is not None and number < row.gpus:
-        return f"it takes {row.gpus} GPUs of a node, and those have {number}"
-    if key == "nvidia.com/gpu.memory" and number is not None and number < memory * 1024 * 0.95:
-        return f"it is planned for {memory:.0f} GiB a GPU, and those have {number / 1024:.0f}"
-    if key == "nvidia.com/gpu.compute.major" and number is not None and number != gpu.compute_capability // 10:
-        return f"its image has device code for compute capability {gpu.compute_capability / 10}, and those are {number}.x"
-    words = re.split(r"[^a-z0-9]+", value.lower())
-    named = [kind for kind in catalog.gpus if kind in words]
-    kinds = catalog.images[row.image].gpus
-    if named and not set(named) & set(kinds):
-        return f"its image {row.image} is for {', '.join(catalog.gpus[kind].title for kind in kinds)}"
-    if named and max(gib for kind in named for gib in catalog.gpus[kind].usable_gib) < memory:
-        return f"it is planned for {memory:.0f} GiB a GPU, and a {catalog.gpus[named[0]].title} has less"
-    return ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from engineroom.catalog import Catalog
-from engineroom.forms import crater, helm, kuberay, kubernetes, lws, volcano
+from engineroom.forms import crater, helm, kuberay, kubernetes, lws, slurm, volcano
 
 Job = Mapping[str, Any]
 Form = Callable[[Catalog, Job], dict[str, str]]
@@ -18,4 +18,5 @@ FORMS: Final[dict[str, Form]] = {
     "kuberay": kuberay.files,
     "volcano": volcano.files,
     "crater": crater.files,
+    "slurm": slurm.files,
 }

@@ -63,7 +63,7 @@ def refuse(job: Job) -> None:
     """Raise BadRequest for options that mean nothing here."""
     if job["namespace"] or job["storage_class"]:
         raise BadRequest("Crater has one namespace and one volume for all jobs. Leave --namespace and --storage-class out.")
-    if "hf_token" in job["secrets"] or job["secrets"].get("cluster_token", "").removeprefix(job["label"]) not in {"", "-cluster-token"}:
+    if "hf_token" in job["secrets"] or job["cluster_token"]:
         raise BadRequest(
             "Crater's forms know no secrets: tokens are files in your space (docs/crater.md). Leave --hf-token and --cluster-token out."
         )

@@ -1,0 +1,181 @@
+"""The `sbatch` script without Slurm: what a linter says, and what it would ask of container programs that cannot be had here.
+
+Stand-ins for srun and apptainer only write down how they were called and stay until they are stopped; tests/cluster has the real Slurm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import forms
+import pytest
+
+from engineroom.catalog import Catalog
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "registry.example/team/engineroom@sha256:" + "ab" * 32
+STAY = 'trap "exit 0" TERM; sleep 60 & wait'
+SRUN = f"""#!/bin/bash
+if [[ $1 == --help ]]; then echo "$SRUN_HELP"; exit; fi
+printf '%s\\n' "$@" >"$RECORD/srun.$(ls "$RECORD" | grep -c srun)"
+export SLURM_NODEID=0 SLURM_STEP_NUM_NODES=1
+if [[ "$*" == *--container-image=* ]]; then
+    mkdir -p "$ENGINEROOM_TMP/engineroom-7-0"
+    echo -n ready >"$ENGINEROOM_TMP/engineroom-7-0/launch-$LAUNCH_PORT.state"
+    if [[ "$*" != *--overlap* ]]; then echo $$ >"$ENGINEROOM_CACHE/jobs/7/pid"; fi # the launcher's, not the page's
+    trap 'exit 0' USR1
+    {STAY}
+fi
+while [[ $1 == -* ]]; do shift; done
+exec "$@"
+"""
+APPTAINER = f"""#!/bin/bash
+number=$(ls "$RECORD" | grep -c apptainer)
+printf '%s\\n' "$@" >"$RECORD/apptainer.$number"
+env >"$RECORD/env.$number"
+if [[ $1 == pull ]]; then touch "$3"; exit; fi
+for word in "$@"; do if [[ $word == --bind=*:/tmp ]]; then word=${{word#--bind=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
+{STAY}
+"""
+
+
+def script(stack: str, **options: object) -> str:
+    """A stack's script, with its images by digest."""
+    (text,) = forms.render(Catalog(ROOT), stack, "slurm", **options).values()
+    return text
+
+
+@pytest.mark.parametrize("stack", ["demo-cpu", "demo-cpu-two-nodes", "r1-7b-v100", "r1-32b-v100"])
+def test_shellcheck_has_nothing_to_say(stack: str, tmp_path: Path) -> None:
+    """With and without GPUs, on one node and on several."""
+    file = tmp_path / "job.sh"
+    file.write_text(script(stack, models="/data/models", node_selector={"partition": "gpu"}))
+    shellcheck = shutil.which("shellcheck", path=Path(sys.executable).parent) or "shellcheck"
+
+    result = subprocess.run([shellcheck, file], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stdout
+
+
+def test_what_users_give_is_one_word(tmp_path: Path) -> None:
+    """Options end up in the script as they are, and nothing in them runs."""
+    hostile = f"/data/$(touch {tmp_path}/x)`touch {tmp_path}/x`'s}}; \"models"
+    settings = script("demo-cpu", models=hostile).split("# --- The stack")[0]
+
+    result = subprocess.run(
+        ["bash", "-c", f'{settings}\nprintf %s "$MODELS"'],
+        env={"SLURM_JOB_ID": "7", "HOME": "/"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.stdout == hostile, result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+class Run:
+    """A script that runs on stand-ins until it is ready."""
+
+    def __init__(self, folder: Path, stack: str, **env: str) -> None:
+        self.record, self.cache = folder / "record", folder / "cache"
+        for made in (self.record, folder / "bin", folder / "tmp"):
+            made.mkdir()
+        for name, text in (("srun", SRUN), ("apptainer", APPTAINER)):
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
+        file = folder / "job.sh"
+        file.write_text(script(stack))
+        settings = {
+            "PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(folder), "RECORD": str(self.record), "ENGINEROOM_CACHE": str(self.cache),
+            "ENGINEROOM_TMP": str(folder / "tmp"), "ENGINEROOM_IMAGE": DIGEST, "WEBUI_IMAGE": "ghcr.io/open-webui/open-webui:v1", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gnode10",
+            "SLURM_CPUS_PER_TASK": "4", "CUDA_VISIBLE_DEVICES": "2", "PYTHONPATH": "/home/x", "SRUN_HELP": "", "MODELS": "/data/models", **env,
+        }  # fmt: skip
+        self.log = folder / "log"
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(["bash", str(file)], env=settings, stdout=out, stderr=out, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while not re.search(r"ssh -N -L 3000", self.log.read_text()) or len(self.calls("srun")) < 2:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def calls(self, program: str) -> list[list[str]]:
+        """The command lines of a program, in order."""
+        return [file.read_text().splitlines() for file in sorted(self.record.glob(f"{program}.*"))]
+
+    def end(self) -> int:
+        """Stop it as the end of its time does; its status."""
+        self.process.send_signal(signal.SIGUSR1)
+        return self.process.wait(timeout=30)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[list[Run]]:
+    """Runs of a test; killed afterwards with all that they started."""
+    runs: list[Run] = []
+    yield runs
+    for each in runs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(each.process.pid, signal.SIGKILL)
+
+
+def test_apptainer(run: list[Run], tmp_path: Path) -> None:
+    """Fetched once, by digest; a clean environment with the stack's settings in it; GPUs, caches and models bound."""
+    run.append(made := Run(tmp_path, "r1-7b-v100"))
+    deadline = time.monotonic() + 30
+    while len(made.calls("apptainer")) < 4:
+        assert time.monotonic() < deadline, made.log.read_text()
+        time.sleep(0.1)
+
+    pull, engine, _, page = made.calls("apptainer")
+
+    sif = made.cache / "images" / f"{re.sub('[^A-Za-z0-9._-]', '-', DIGEST)}.sif"
+    assert f"container: apptainer ({tmp_path}/bin/apptainer)" in made.log.read_text()
+    assert pull == ["pull", "--force", f"{sif}.7", f"docker://{DIGEST}"]
+    assert engine == [
+        "run", "--cleanenv", "--no-mount", "cwd,tmp", f"--bind={tmp_path}/tmp/engineroom-7-0:/tmp", "--bind=/data/models:/models:ro",
+        f"--home={made.cache}:/cache", "--pwd=/cache", "--nv", str(sif),
+    ]  # fmt: skip
+    given = dict(line.split("=", 1) for line in (made.record / "env.1").read_text().splitlines() if line.startswith("APPTAINERENV_"))
+    assert given["APPTAINERENV_LAUNCH_MODEL_NAME"] == "r1-7b"
+    assert given["APPTAINERENV_SLURM_NODEID"] == "0"
+    assert given["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "2"
+    assert "APPTAINERENV_PYTHONPATH" not in given
+    assert page[:5] == ["run", "--cleanenv", "--no-mount", "cwd,tmp", f"--bind={made.cache}/page/r1-7b-v100:/app/backend/data"]
+    assert (made.record / "env.3").read_text().count(f"APPTAINERENV_OPENAI_API_BASE_URLS=http://127.0.0.1:{20000 + 7 * 12 + 10}/v1") == 1
+    assert made.end() == 0
+    assert not any((tmp_path / "tmp").iterdir())
+    assert not any((made.cache / "jobs").iterdir())
+
+
+def test_pyxis(run: list[Run], tmp_path: Path) -> None:
+    """Chosen before all others; its flags go on srun, in Enroot's spelling of a digest, and the token's file is inside."""
+    run.append(made := Run(tmp_path, "r1-32b-v100", SRUN_HELP="      --container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH"))
+    token = made.cache / "jobs/7/cluster_token"
+    mode = token.stat().st_mode & 0o777
+
+    engine, page = made.calls("srun")
+
+    assert "container: pyxis (srun has Pyxis' --container-image)" in made.log.read_text()
+    assert mode == 0o600
+    assert "--container-image=registry.example#team/engineroom:sha256:" + "ab" * 32 in engine
+    assert f"--container-mounts={made.cache}:/cache,{tmp_path}/tmp:{tmp_path}/tmp,/data/models:/models:ro" in engine
+    assert {"--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4", "--no-container-mount-home", "--container-readonly"} <= set(engine)
+    assert "LAUNCH_CLUSTER_TOKEN_FILE" in next(word for word in engine if word.startswith("--container-env=")).split("=")[1].split(",")
+    assert engine[-2:] == ["bash", "/cache/jobs/7/node.sh"]
+    assert {"--overlap", "--nodes=1", "--nodelist=gnode10", "--gres=none"} <= set(page)
+    assert "--container-image=ghcr.io#open-webui/open-webui:v1" in page
+    assert "PORT" in next(word for word in page if word.startswith("--container-env=")).split("=")[1].split(",")
+    assert token.read_text() not in "".join("".join(call) for call in made.calls("srun"))
+    assert made.end() == 0
+    assert not any((made.cache / "jobs").iterdir())
