@@ -36,7 +36,7 @@ def build(catalog: Catalog, host: Host, images: Sequence[str], say: Say, *, offl
     require_docker()
     if offline:
         host = offline_host(catalog, host, images, offline)
-    elif any(catalog.release_of(image).install == "wheels" for image in images):
+    elif any(catalog.release_of(image).install != "vendor" for image in images):
         host = ensure_base(host, say)
     for image in images:
         require_space(catalog, image)

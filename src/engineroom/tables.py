@@ -26,7 +26,7 @@ def requirements(catalog: Catalog) -> list[str]:
         release = catalog.release_of(name)
         gpus = [catalog.gpus[gpu] for gpu in image.gpus]
         wanted = ", ".join(f"{gpu.title} ({gpu.compute_capability / 10})" for gpu in gpus if gpu.compute_capability)
-        python = f"{'3.11' if release.install == 'wheels' else 'of the base'} ({release.python})"
+        python = f"{'3.11' if release.install == 'wheels' else 'of the base'} ({release.python})" if release.python else "none"
         engine = f"{release.engine} {release.version}"
         rows.append((f"`{name}`", engine, wanted or "none", release.cuda or "none", release.min_driver or "none", python))
     return _table(("Image", "Engine", "GPU (compute capability)", "CUDA inside", "Driver, at least", "Python (the engine takes)"), rows)

@@ -31,7 +31,7 @@ PYTHON = (3, 11)  # Debian bookworm's; a vendor's image takes no wheels but the 
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)]  # from bookworm's glibc down
 PLATFORMS += [f"{name}_x86_64" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
 TAGS = frozenset((*cpython_tags(PYTHON, platforms=PLATFORMS), *compatible_tags(PYTHON, "cp311", PLATFORMS)))
-TOOLS = ("uv", "launcher")  # locks that every image needs
+TOOLS = ("uv", "launcher")  # locks that every image needs but those of Debian packages alone
 BATCH = 8  # wheels a download: few enough to lose little when it is interrupted
 WORKERS = 2
 SHOWN = 5
@@ -79,7 +79,8 @@ def default_folder(catalog: Catalog, image: str) -> Path:
 def locked(catalog: Catalog, image: str) -> list[Locked]:
     """Every package that a build of this image installs, from its own lock and those of the tools."""
     release = catalog.release_of(image)
-    texts = [("", (catalog.root / "images" / "locks" / f"{tool}.txt").read_text()) for tool in TOOLS]
+    tools = () if release.install == "debs" else TOOLS
+    texts = [("", (catalog.root / "images" / "locks" / f"{tool}.txt").read_text()) for tool in tools]
     if release.install == "wheels":
         lock = resolve.lock_file(catalog, image)
         if not lock.is_file():
@@ -242,7 +243,7 @@ def _fill_debs(catalog: Catalog, host: Host, image: str, folder: Path, say: Say)
 
 def _base(release: Release, host: Host, say: Say) -> tuple[str, Host]:
     """The base image that a build would use, and the settings that name it."""
-    if release.install == "wheels":
+    if release.install != "vendor":
         host = build.ensure_base(host, say)
         base = host.base_image or resolve.BASE_IMAGE
     else:

@@ -20,7 +20,7 @@ from launcher import flags as launcher_flags
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 CATALOG = Catalog(ROOT)
-LAUNCHED = [name for name in CATALOG.images if CATALOG.release_of(name).engine != "open-webui"]
+LAUNCHED = [name for name in CATALOG.images if CATALOG.release_of(name).launched]
 PARSED = [name for name in LAUNCHED if CATALOG.release_of(name).engine in ("vllm", "sglang")]
 
 
