@@ -4,7 +4,7 @@ BIN := .venv/bin
 STACK ?= demo-cpu
 PYTHON ?= python3
 # Python programs without a suffix, which ruff does not find by itself
-PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
+PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
 .PHONY: help demo up down doctor list plan jobs render check-render lock image images push sizes audit test test-fast test-gpu2 bench lint types clean
 

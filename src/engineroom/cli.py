@@ -113,7 +113,7 @@ def list_names() -> None:
 
     rows = catalog()
     click.secho("Stacks (make up STACK=…)", bold=True)
-    for name, stack in rows.stacks.items():
+    for name, stack in {**rows.stacks, **rows.upstream_stacks}.items():
         click.echo(f"  {name:<24} {stack.title}")
     click.secho("Images (make image TARGET=…)", bold=True)
     for name, image in rows.images.items():

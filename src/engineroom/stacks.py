@@ -12,6 +12,7 @@ MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weig
 START_SECONDS = 600  # imports, compilation and graph capture, generously
 JOIN_SECONDS = 600  # from the first node of a stack to the last: somebody types on each machine
 STOP_MARGIN_SECONDS = 15  # between the launcher's deadline and its container's
+ROUTER_DRAIN_SECONDS = 120  # as entrypoints/router has it
 READY = ("launch", "health", "--ready")
 
 
@@ -47,12 +48,33 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
     clustered = stack.nodes > 1
     return {
         **served(catalog, name),
+        "effect": "starts the server, waits until a token comes out of it, and starts the page",
         "dockerfile": f"images/{stack.image}/Dockerfile",
         "base": f"${{VENDOR_IMAGE:-{release.base}}}" if release.base else f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
         "secrets": ["hf_token", "cluster_token"] if clustered else ["hf_token"],
         "role": "head" if clustered else "single",
         "server": "127.0.0.1:${API_PORT:-8000}" if clustered else f"{name}-engine:8000",
         "page_port": "${WEBUI_PORT:-3000}" if clustered else "8080",
+    }
+
+
+def upstream(catalog: Catalog, name: str) -> dict[str, Any]:
+    """What the compose template of a page in front of another's service needs."""
+    row, page = catalog.upstream_stacks[name], catalog.release_of(PAGE_IMAGE)
+    return {
+        "name": name,
+        "title": row.title,
+        "effect": "starts a router to the service that UPSTREAM_URL names, and the page: docs/upstream.md",
+        "image": tag(row.image, catalog.release_of(row.image)),
+        "dockerfile": f"images/{row.image}/Dockerfile",
+        "base": f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
+        "page_image": page.published,
+        "page_settings": {variable.name: variable for variable in page.settings},
+        "page_port": "8080",
+        "model_name": "${UPSTREAM_MODEL:-}",
+        "server": f"{name}-engine:8000",
+        "clustered": False,
+        "stop_seconds": ROUTER_DRAIN_SECONDS + STOP_MARGIN_SECONDS,
     }
 
 
