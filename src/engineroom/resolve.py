@@ -52,6 +52,8 @@ ROUTER_ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # the list of prices that it brings along, not GitHub's
     "LITELLM_TELEMETRY": "False",
     "AIOHTTP_TRUST_ENV": "True",  # a proxy to the outside, where the machine has one
+    "AIOHTTP_TTL_DNS_CACHE": "5",  # seconds: a container that was made anew has another address
+    "AIOHTTP_KEEPALIVE_TIMEOUT": "15",
     "NO_DOCS": "True",
     "NO_REDOC": "True",
 }
