@@ -8,13 +8,14 @@ import subprocess
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import docker
 from docker.errors import ImageNotFound
 
-from engineroom import resolve
+from engineroom import resolve, vex
 from engineroom.audit import ELF, SECRETS, device_code_findings
 from engineroom.build import require_docker
 from engineroom.catalog import Catalog, Gpu
@@ -67,6 +68,9 @@ def audit_image(catalog: Catalog, name: str) -> dict[str, Any]:
     found: dict[str, Any]
     found, _ = json.JSONDecoder().raw_decode(result.stdout)
     found["findings"] += list(_outside(image))
+    holes = list(vex.due({catalog.image(name).engine: catalog.release_of(name)}, datetime.now(UTC).date()))
+    found["findings"] += [row.text for row in holes if row.past]
+    found["due"] = [row.text for row in holes if not row.past]
     return found
 
 
@@ -121,4 +125,5 @@ def summary(target: str, result: dict[str, Any]) -> str:
         raise AuditFailed(target, result["findings"])
     lines = [f"{target}: clean. {len(surveys)} files hold device code, {len(result.get('packages', []))} packages."]
     lines += [f"  accepted ({rule['check']}): {', '.join(rule['files'])}\n    {rule['why']}" for rule in result.get("excepted", [])]
+    lines += [f"  soon: {text}" for text in result.get("due", [])]
     return "\n".join(lines)

@@ -43,6 +43,7 @@ def build(catalog: Catalog, host: Host, images: Sequence[str], say: Say, *, offl
         with tempfile.TemporaryDirectory() as folder:
             settings = target_settings(catalog.release_of(image), host, Path(folder))
             settings |= offline_settings(settings, Path(folder)) if offline else {}
+            settings["labels"] = provenance(catalog, host, image)
             overlay = Path(folder, "host.json")
             overlay.write_text(json.dumps({"target": {image: settings | ({"no-cache": True} if no_cache else {})}}))
             _bake(catalog.root, image, overlay, say)
@@ -123,6 +124,32 @@ def target_settings(release: Release, host: Host, folder: Path) -> dict[str, Any
         "secret": [f"id={name},src={path}" for name, path in secrets.items() if path],
         "contexts": {"wheels": str(host.wheels)} if host.wheels else {},
     }
+
+
+def provenance(catalog: Catalog, host: Host, image: str) -> dict[str, str]:
+    """OCI labels that only the machine that builds can know: the last commit that changed what images are made of, and the base.
+
+    The base goes by its digest where it came from a registry, else by Docker's id. The commit is left out where there is none, and ends in
+    `-modified` where files differ from it: pushed digests and measurements are no part of an image, so that committing them makes none anew.
+    """
+    release = catalog.release_of(image)
+    base = (host.vendor_image if release.install == "vendor" else host.base_image) or release.base or resolve.BASE_IMAGE
+    name, _, digest = base.partition("@")
+    found = {
+        "org.opencontainers.image.revision": _revision(catalog.root),
+        "org.opencontainers.image.base.name": name,
+        "org.opencontainers.image.base.digest": digest or image_id(base),
+    }
+    return {label: value for label, value in found.items() if value}
+
+
+def _revision(root: Path) -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments, "--", *resolve.SOURCES]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("log", "-1", "--format=%H") if shutil.which("git") else ""
+    return f"{commit}-modified" if commit and git("status", "--porcelain") else commit
 
 
 def has_wheels(folder: Path, release: Release, layer: Layer) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Reason = Annotated[str, StringConstraints(min_length=8)]
 Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
-EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx", "litellm"]
+EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx", "prometheus", "litellm"]
+# What templates write into commands is of one shape, so that no value can be more than one word there.
+Version = Annotated[str, StringConstraints(pattern=r"^\d[0-9A-Za-z.+-]*$")]
+Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(==[0-9][\w.+!-]*)?$")]
+DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+Reference = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][\w./:@-]*)?$")]
+Address = Annotated[str, StringConstraints(pattern=r"^(https://[\w./:-]+)?$")]
+HubId = Annotated[str, StringConstraints(pattern=r"^/?[A-Za-z0-9][\w.-]*(/[\w.-]+)*$")]
+Advisory = Annotated[str, StringConstraints(pattern=r"^GHSA(-[0-9a-z]{4}){3}$")]
+Vulnerability = Annotated[str, StringConstraints(pattern=r"^CVE-\d{4}-\d{4,}$")]
 Scalar = bool | int | float | str
 T = TypeVar("T")
 TableT = TypeVar("TableT", bound="Table")
@@ -52,9 +62,9 @@ class Variable(Row):
 
 
 class Packages(Row):
-    """A group of packages, with its reason."""
+    """A group of Debian packages, with its reason."""
 
-    packages: tuple[str, ...]
+    packages: tuple[DebianPackage, ...]
     why: Reason
 
 
@@ -83,6 +93,43 @@ class AuditException(Row):
     why: Reason
 
 
+class KnownHole(Row):
+    """Vulnerabilities that a release keeps, in the words of OpenVEX (https://github.com/openvex/spec), with what contains them.
+
+    `advisories` names each and its entry in GitHub's database; `package` is the locked package that has them; `absent` are
+    packages without which it cannot be reached, and no lock of the release may have them. `why` says for `affected` what to do, else why it
+    does no harm. `checked` is the day on which somebody looked, `until` the day by which somebody must look again.
+    """
+
+    package: Name
+    advisories: dict[Vulnerability, Advisory] = Field(min_length=1)
+    status: Literal["affected", "not_affected", "under_investigation"]
+    justification: (
+        Literal[
+            "component_not_present",
+            "vulnerable_code_not_present",
+            "vulnerable_code_not_in_execute_path",
+            "vulnerable_code_cannot_be_controlled_by_adversary",
+            "inline_mitigations_already_exist",
+        ]
+        | None
+    ) = None
+    absent: tuple[Name, ...] = ()
+    why: Reason
+    checked: date
+    until: date
+
+    @model_validator(mode="after")
+    def _says_enough(self) -> Self:
+        if (self.status == "not_affected") is (self.justification is None):
+            raise ValueError("a justification goes with status = 'not_affected', and with no other")
+        if self.justification == "component_not_present" and not self.absent:
+            raise ValueError("justification = 'component_not_present' needs `absent`, the packages that are not there")
+        if self.until <= self.checked:
+            raise ValueError("`until` must be later than `checked`")
+        return self
+
+
 class Newer(Row):
     """A locked package that is younger than the release's horizon, with the reason."""
 
@@ -106,7 +153,7 @@ class Layer(Row):
 
     name: Name
     packages: tuple[str, ...]
-    index: str = ""
+    index: Address = ""
 
 
 class Gpu(Row):
@@ -148,11 +195,28 @@ class Memory(Row):
     source: Reason
 
 
-class Metrics(Row):
-    """Prometheus gauges of a release: requests that wait, and the share of the KV cache in use (0 to 1); empty where it has none."""
+Metric = Annotated[str, StringConstraints(pattern=r'^(([a-z_]+:)?[a-z_]+(\{[a-z_]+=~?"[^"]+"\})?)?$')]
 
-    waiting: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
-    cache: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
+
+class Metrics(Row):
+    """What a release tells Prometheus, by what it means; empty where it does not tell.
+
+    Gauges of requests that run and that wait, and of the share of the KV cache in use (0 to 1). Counters of tokens in and out, of
+    finished requests, of HTTP responses, and of those that say that the server failed. Histograms in seconds, by their base
+    name: to the first token, from each token to the next, in the queue.
+    """
+
+    running: Metric = ""
+    waiting: Metric = ""
+    cache: Metric = ""
+    prompt_tokens: Metric = ""
+    generation_tokens: Metric = ""
+    requests: Metric = ""
+    responses: Metric = ""
+    errors: Metric = ""
+    ttft: Metric = ""
+    tpot: Metric = ""
+    queue: Metric = ""
     source: Reason
 
 
@@ -164,11 +228,11 @@ class Release(Row):
     """
 
     engine: EngineKind
-    version: str
+    version: Version
     install: Literal["wheels", "vendor", "debs"]
-    base: str = ""
-    published: str = ""
-    packages: tuple[str, ...] = ()
+    base: Reference = ""
+    published: Reference = ""
+    packages: tuple[Requirement, ...] = ()
     horizon: date | None = None
     newer: tuple[Newer, ...] = ()
     executors: tuple[Executor, ...] = ()
@@ -184,8 +248,7 @@ class Release(Row):
     audit_exceptions: tuple[AuditException, ...] = ()
     upstream: Upstream | None = None
     settings: tuple[Variable, ...] = ()
-    exceptions: tuple[str, ...] = ()
-    exceptions_until: date | None = None
+    exceptions: tuple[KnownHole, ...] = ()
     why: Reason
     moves_when: Reason
     source: Reason
@@ -196,6 +259,8 @@ class Release(Row):
             raise ValueError("install = 'vendor' needs `base`, the vendor's image")
         if self.install == "wheels" and not self.packages:
             raise ValueError("install = 'wheels' needs `packages`, what the lock starts from")
+        if self.exceptions and self.install != "wheels":
+            raise ValueError("`exceptions` name packages of a lock, and only install = 'wheels' has one")
         if self.install == "debs" and not self.apt:
             raise ValueError("install = 'debs' needs `apt`, the Debian packages that it is made of")
         return self
@@ -228,7 +293,7 @@ class Model(Row):
     """
 
     title: str
-    hub: str
+    hub: HubId
     revision: str = ""
     parameters: int
     bytes: int
@@ -530,10 +595,26 @@ def _read(root: Path, table: type[TableT]) -> TableT:
         raise CatalogError(f"{where} is missing: run this inside a checkout of Engine Room.") from None
     except tomllib.TOMLDecodeError as error:
         raise CatalogError(f"{where} is no valid TOML: {error}.") from None
+    for place, text in _texts(data):
+        if not text.isprintable():
+            raise CatalogError(f"{where}: {place}: a text must be one line of printable characters (found {text!r})")
     try:
         return table.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise CatalogError("\n".join(_explain(where, found) for found in error.errors())) from None
+
+
+def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every name and text below a value, with its place: a line break would let it be more than a word or a comment in a rendered file."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield place, name
+            yield from _texts(inner, f"{place}.{name}" if place else f"[{name}]")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, f"{place}[{number}]")
 
 
 def _explain(where: str, found: ErrorDetails) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
-from engineroom import resolve, stacks, tables
+from engineroom import resolve, stacks, tables, vex
 from engineroom.catalog import FILES, Catalog
 from engineroom.errors import CatalogError, EngineRoomError
 
 MARK = "# Rendered by `engineroom render`"  # first line of every file that can hold a comment
-MARKED = ("images/*/Dockerfile", "compose/*.yaml", "compose.yaml")
+MARKED = ("images/*/Dockerfile", "compose/*.yaml", "compose/metrics/*.yaml", "compose.yaml")
 
 
 def outputs(catalog: Catalog) -> dict[str, str]:
@@ -30,6 +30,8 @@ def outputs(catalog: Catalog) -> dict[str, str]:
         found |= _image(catalog, name)  # images of one release give the same layers
     for name in catalog.stacks:
         found[f"compose/{name}.yaml"] = template(catalog.root, "compose", "stack.yaml.j2", stacks.compose(catalog, name))
+        if stacks.metrics(catalog, name):
+            found[f"compose/metrics/{name}.yaml"] = template(catalog.root, "compose", "rules.yaml.j2", stacks.rules(catalog, name))
     for name in catalog.upstream_stacks:
         found[f"compose/{name}.yaml"] = template(catalog.root, "compose", "api.yaml.j2", stacks.upstream(catalog, name))
     found |= tables.documents(catalog)
@@ -51,6 +53,8 @@ def _image(catalog: Catalog, name: str) -> dict[str, str]:
     files[f"{folder}/Dockerfile"] = template(
         catalog.root, "images", f"{release.engine}.Dockerfile.j2", resolve.dockerfile(catalog, name, layers)
     )
+    if statements := vex.document(catalog, name):
+        files[f"{folder}/openvex.json"] = _json(statements)
     if release.launched:
         files[f"{folder}/image.json"] = _json(resolve.image_facts(catalog, name))
     return files

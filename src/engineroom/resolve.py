@@ -18,6 +18,17 @@ REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
 PAGE_IMAGE = "webui"
+SOURCES = (
+    "entrypoints",
+    "images",
+    "models",
+    "src/engineroom/inside",
+    ":!images/pushed.json",
+    ":!images/measured.toml",
+)  # as git names paths
+OPENVEX = "/etc/engineroom/openvex.json"
+GATEWAY_IMAGE = "gateway"
+PROMETHEUS_IMAGE = "prometheus"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {
@@ -62,6 +73,7 @@ ENVIRONMENTS = {
     "open-webui": PAGE_ENVIRONMENT,
     "nginx": PLAIN_ENVIRONMENT,
     "litellm": ROUTER_ENVIRONMENT,
+    "prometheus": PLAIN_ENVIRONMENT,
 }
 
 
@@ -98,6 +110,11 @@ def layers(release: Release, lock: str) -> list[LayerFile]:
         groups[home].append(lines)
     index = {layer.name: layer.index for layer in release.layers}
     return [LayerFile(name, index.get(name, ""), "".join(lines)) for name, lines in groups.items() if lines]
+
+
+def locked_versions(catalog: Catalog, image: str) -> dict[str, str]:
+    """Package -> version, as the image's lock has them. Raises FileNotFoundError where there is none."""
+    return {name: lines.partition("==")[2].split(maxsplit=1)[0] for name, lines in locked(lock_file(catalog, image).read_text())}
 
 
 def left_out_files(catalog: Catalog, release: Release, layer: str) -> list[str]:
@@ -191,6 +208,7 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "layers": wheel_layers,
         "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
         "environment": ENVIRONMENTS[release.engine],
+        "openvex": OPENVEX if release.exceptions else "",
         "labels": labels(catalog, name),
     }
 
@@ -212,6 +230,7 @@ def labels(catalog: Catalog, name: str) -> dict[str, str]:
         "org.opencontainers.image.title": name,
         "org.opencontainers.image.description": image_title(catalog, image, release),
         "org.opencontainers.image.version": release.version,
+        "org.opencontainers.image.created": datetime.fromtimestamp(BASE_DAY, UTC).isoformat().replace("+00:00", "Z"),
         "org.opencontainers.image.licenses": "Apache-2.0",
         "io.engineroom.engine": release.engine,
         "io.engineroom.compute-capabilities": " ".join(map(str, capabilities(catalog, image))),
@@ -221,6 +240,7 @@ def labels(catalog: Catalog, name: str) -> dict[str, str]:
         # The build ends where the audit finds anything else, so these two are true of every image that has a name.
         "io.engineroom.audit": "/etc/engineroom/audit.json",
         "io.engineroom.audit-exceptions": " ".join(file for rule in audit_rules(catalog, name)["exceptions"] for file in rule["files"]),
+        "io.engineroom.openvex": OPENVEX if release.exceptions else "",
     }
     return {label: value for label, value in found.items() if value}
 

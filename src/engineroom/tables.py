@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from engineroom import vex
 from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError
 
@@ -15,6 +16,7 @@ def documents(catalog: Catalog) -> dict[str, str]:
     tables = {
         "README.md": ("images", requirements(catalog)),
         "docs/images.md": ("measured", sizes(catalog)),
+        "docs/security.md": ("exceptions", exceptions(catalog)),
     }
     return {file: _placed(catalog.root / file, *table) for file, table in tables.items()}
 
@@ -50,6 +52,16 @@ def sizes(catalog: Catalog) -> list[str]:
             )
         )
     return _table(("Image", "Unpacked", "Compressed", "Pruned, compressed", "Cold build", "Warm build", "Upstream's"), rows)
+
+
+def exceptions(catalog: Catalog) -> list[str]:
+    """The known holes of each release, what contains them, and when somebody must look again."""
+    rows = []
+    for name, release in catalog.releases.items():
+        for hole in release.exceptions:
+            links = ", ".join(f"[{cve}](https://github.com/advisories/{entry})" for cve, entry in hole.advisories.items())
+            rows.append((f"`{name}`", hole.package, links, vex.IN_WORDS[hole.status], hole.why, str(hole.until)))
+    return _table(("Release", "Package", "Hole", "The image is", "What contains it, or what to do", "Look again by"), rows)
 
 
 def _gigabytes(megabytes: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from engineroom import build, checks, resolve, stacks
+from engineroom import build, checks, resolve, running, stacks
 from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError, EngineRoomError, ServiceUnavailable, TryAgain
 from engineroom.host import Host
@@ -61,15 +62,23 @@ class Bringup:
             self.host = build.ensure_base(self.host, self.say)
 
     def engine_image(self) -> None:
-        """The stack's image: from the registry that is set, else built here."""
-        name = resolve.tag(self.image, self.catalog.release_of(self.image))
+        """The stack's image."""
+        self._own_image(self.image)
+
+    def gateway_image(self) -> None:
+        """The gateway's image, where its profile is on."""
+        self._own_image(resolve.GATEWAY_IMAGE)
+
+    def _own_image(self, image: str) -> None:
+        """An image of ours: from the registry that is set, else built here."""
+        name = resolve.tag(image, self.catalog.release_of(image))
         if self.host.registry:
             if not build.pull(self.host.registry + name, self.say):
                 raise ServiceUnavailable(
                     f"{self.host.registry}{name} cannot be pulled. Correct ENGINEROOM_REGISTRY, or unset it to build here."
                 )
             return
-        self._build(self.image)
+        self._build(image)
 
     def page_image(self) -> None:
         """Open WebUI's published image where it can be pulled, else ours, which `.env` then names."""
@@ -106,6 +115,7 @@ class Bringup:
             ("base image", self.base),
             (f"image {self.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
+            *([(f"image {resolve.GATEWAY_IMAGE}", self.gateway_image)] if "gateway" in self.host.profiles else []),
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
         ]
@@ -221,6 +231,7 @@ class UpstreamBringup(Bringup):
             ("base image", self.base),
             (f"image {self.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
+            *([(f"image {resolve.GATEWAY_IMAGE}", self.gateway_image)] if "gateway" in self.host.profiles else []),
             ("router", self.engine),
             ("chat page", self.page),
         ]
@@ -229,6 +240,17 @@ class UpstreamBringup(Bringup):
         """What to do with it now, as for a stack with an engine."""
         router = self._config()["services"][f"{self.name}-engine"]
         return self._ending(router["ports"][0]["published"], router["environment"]["UPSTREAM_MODEL"])
+
+
+def logs(catalog: Catalog, host: Host, stack: str, *, follow: bool = False, tail: int | None = None) -> None:
+    """Print what the containers of a stack have written. Raises ServiceUnavailable when there are none."""
+    catalog.stack(stack)
+    services = list(running.containers(catalog, host, stack).get(stack, {}))
+    if not services:
+        raise ServiceUnavailable(f"{stack} has no container here. Type: make up STACK={stack}")
+    options = [*(["--follow"] if follow else []), *(["--tail", str(tail)] if tail else [])]
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(["docker", "compose", "--profile", "*", "logs", *options, *services], cwd=host.root, check=False)
 
 
 def down(host: Host, *, volumes: bool = False) -> None:

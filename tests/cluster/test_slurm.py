@@ -123,9 +123,13 @@ class Job:
     @property
     def state(self) -> tuple[str, str]:
         """State and exit status, in Slurm's words."""
-        shown = self.slurm.run(["scontrol", "show", "job", str(self.number)])
-        fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
-        return fields["JobState"], fields["ExitCode"]
+        for _ in range(20):
+            shown = self.slurm.run(["scontrol", "show", "job", str(self.number)])
+            fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+            if "JobState" in fields:
+                return fields["JobState"], fields["ExitCode"]
+            time.sleep(0.5)  # on a busy machine Docker ends an exec now and then before its output has come
+        pytest.fail(f"scontrol knows no state: {shown!r}")
 
     @property
     def port(self) -> int:

@@ -140,7 +140,8 @@ class Engine:
         neighbour.reload()
         network = ["nsenter", "--target", str(neighbour.attrs["State"]["Pid"]), "--net"]
         places = [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid", f"--host={self.socket}"]
-        names = [f"--containerd-namespace={folder.name}", f"--containerd-plugins-namespace={folder.name}-plugins"]
+        space = re.sub("[^a-z0-9]", "", folder.name)  # containerd is particular about the characters
+        names = [f"--containerd-namespace={space}", f"--containerd-plugins-namespace={space}plugins"]
         # --bridge=none deletes a docker0 that it finds, which is why this engine must never run in the machine's own network.
         command = [*network, "dockerd", *places, *names, "--bridge=none", "--iptables=false", "--ip6tables=false"]
         self.log = folder / "log"

@@ -14,7 +14,7 @@ from launcher.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 
-IMAGES = {"cpu", "webui", "v100-half", "a100-half", "a100-fp8", "a100-sglang", "h200-fp8", "b200-fp4", "router"}
+IMAGES = {"cpu", "webui", "gateway", "prometheus", "router", "v100-half", "a100-half", "a100-fp8", "a100-sglang", "h200-fp8", "b200-fp4"}
 STACKS = {
     "r1-7b-v100", "r1-32b-v100", "r1-0528-8b-a100", "r1-0528-8b-a100-sglang", "v3-a100", "r1-h200", "r1-7b-h200", "r1-b200", "demo-cpu",
     "demo-cpu-two-nodes",
