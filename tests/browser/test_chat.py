@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -108,6 +109,46 @@ def test_first_visit(demo: Demo, browser: Browser, tmp_path: Path) -> None:
     demo.make("demo")
     expect_shut_out(browser, demo.page)
     assert "Sign in with the account that you made" in demo.make("demo").stdout
+
+
+@pytest.mark.fault(39)
+@pytest.mark.fault(40)
+def test_fault_39_40_a_new_container_knows_its_visitors_and_its_settings(demo: Demo, browser: Browser, tmp_path: Path) -> None:
+    """The page's container is made anew with another setting: who was signed in still is, the setting holds, and the old one when it is put back."""
+    page = visit(browser, demo.page)
+    sign_in(page) if page.get_by_role("button", name="Sign in").count() else sign_up(page)
+    over = tmp_path / "over.json"
+    over.write_text(json.dumps({"services": {"demo-cpu": {"environment": {"ENABLE_SIGNUP": "True", "WEBUI_NAME": "Another Name"}}}}))
+
+    anew(demo, "--file", str(over))
+    page.reload()
+    expect(page.locator("#chat-input")).to_be_visible()
+    other = visit(browser, demo.page)
+    expect(other.get_by_role("button", name="Sign up")).to_be_visible()
+    expect(other).to_have_title(re.compile("Another Name"))
+    other.context.close()
+
+    anew(demo)
+    page.reload()
+    expect(page.locator("#chat-input")).to_be_visible()
+    assert page.request.get(f"{demo.page}/api/config").json()["features"]["enable_signup"] is False
+    page.context.close()
+
+
+def sign_in(page: Page) -> None:
+    """Sign in with the first account."""
+    page.locator("#email").fill("first@example.com")
+    page.locator("#password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#chat-input")).to_be_visible()
+
+
+def anew(demo: Demo, *files: str) -> None:
+    """Make the page's container anew, with what more files say, and wait until it answers."""
+    result = demo.compose(
+        "--file", "compose.yaml", *files, "--profile", "demo-cpu", "up", "--detach", "--no-deps", "--force-recreate", "--wait", "demo-cpu"
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def expect_shut_out(browser: Browser, url: str) -> None:

@@ -110,18 +110,3 @@ def test_a_taken_port_is_named(demo: Demo) -> None:
     assert result.returncode == 70
     assert f"Port {port} is in use" in result.stderr
     assert "set API_PORT" in result.stderr
-
-
-@pytest.mark.fault(39)
-@pytest.mark.fault(40)
-def test_fault_39_40_key_survives_and_settings_apply(demo: Demo) -> None:
-    """After the page is made anew, the session key is the same and a changed setting holds."""
-    read = ("exec", "-T", "demo-cpu", "cat", "/app/backend/data/.webui_secret_key")
-    key = demo.compose(*read).stdout
-    demo.compose("rm", "--stop", "--force", "demo-cpu")
-    assert demo.make("demo").returncode == 0
-
-    assert key
-    assert demo.compose(*read).stdout == key
-    with urllib.request.urlopen(f"{demo.page}/api/config") as response:
-        assert json.load(response)["features"]["enable_signup"] is False
