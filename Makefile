@@ -5,7 +5,7 @@ STACK ?= demo-cpu
 PYTHON ?= python3
 PUSH := tests/image/test_registry.py
 # Python programs without a suffix, which ruff does not find by itself
-PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
+PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
 .PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu2 bench lint types clean
 

@@ -113,8 +113,9 @@ def list_names() -> None:
 
     rows = catalog()
     click.secho("Stacks (make up STACK=…)", bold=True)
-    for name, stack in rows.stacks.items():
-        click.echo(f"  {name:<24} {stack.title}")
+    titles = {name: row.title for name, row in rows.stacks.items()} | {name: row.title for name, row in rows.upstream_stacks.items()}
+    for name, title in titles.items():
+        click.echo(f"  {name:<24} {title}")
     click.secho("Images (make image TARGET=…)", bold=True)
     for name, image in rows.images.items():
         click.echo(f"  {name:<24} {image_title(rows, image, rows.release_of(name))}")
@@ -391,12 +392,14 @@ def explain(file: IO[str], as_json: bool) -> None:
 def up(stack: str) -> None:
     """Bring STACK up from whatever is there, and wait until its chat page works."""
     from engineroom.progress import Reporter
-    from engineroom.up import Bringup
+    from engineroom.up import Bringup, UpstreamBringup
 
     rows = catalog()
-    rows.stack(stack)
+    kind = UpstreamBringup if stack in rows.upstream_stacks else Bringup
+    if kind is Bringup:
+        rows.stack(stack)
     reporter = Reporter(root() / "build" / f"{stack}.log")
-    bringup = Bringup(rows, host(), stack, reporter.say)
+    bringup = kind(rows, host(), stack, reporter.say)
     try:
         reporter.run(bringup.phases())
     except KeyboardInterrupt:

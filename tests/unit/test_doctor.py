@@ -213,6 +213,7 @@ def test_a_machine_that_is_ready(here: Here) -> None:
         "webui",
         "gateway",
         "prometheus",
+        "router",
         "demo-cpu",
         "demo-cpu-two-nodes",
     }
