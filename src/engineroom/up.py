@@ -229,7 +229,7 @@ class UpstreamBringup(Bringup):
             ("base image", self.base),
             (f"image {self.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
-            *([(f"image {resolve.GATEWAY_IMAGE}", self.gateway_image)] if "gateway" in self.host.profiles else []),
+            *([(f"image {PROFILES['gateway']}", partial(self._own_image, PROFILES["gateway"]))] if "gateway" in self.host.profiles else []),
             ("router", self.engine),
             ("chat page", self.page),
         ]
