@@ -5,9 +5,9 @@ STACK ?= demo-cpu
 PYTHON ?= python3
 PUSH := tests/image/test_registry.py
 # Python programs without a suffix, which ruff does not find by itself
-PROGRAMS := entrypoints/launch entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
+PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-gpu2 bench lint types clean
+.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu2 bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,6 +20,12 @@ up: .venv ## build and start a stack: make up STACK=r1-7b-v100
 
 down: .venv ## stop every stack; chats and caches stay
 	@$(BIN)/engineroom down
+
+status: .venv ## what runs: ready or why not, tokens, requests, cache, last exit: make status STACK=… for one
+	@$(BIN)/engineroom status $(if $(filter command line,$(origin STACK)),$(STACK))
+
+smoke: .venv ## one streamed answer through a stack's API: make smoke STACK=demo-cpu
+	@$(BIN)/engineroom smoke $(STACK)
 
 doctor: .venv ## what this machine lacks for a stack, and what to type: make doctor STACK=r1-7b-v100
 	@$(BIN)/engineroom doctor $(STACK)
@@ -61,11 +67,14 @@ sbom: .venv ## list the packages in a built image: make sbom TARGET=cpu
 	@$(BIN)/engineroom sbom $(if $(TARGET),$(TARGET),$(error which? make sbom TARGET=cpu))
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
-	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest --ignore=$(PUSH) tests/browser tests/image tests/stack
-	@$(BIN)/pytest --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster $(PUSH) tests/faults tests/unit # mostly waiting: two at a time
+	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest -m "not slow" --ignore=$(PUSH) tests/browser tests/image tests/stack
+	@$(BIN)/pytest -m "not slow" --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster $(PUSH) tests/faults tests/unit # mostly waiting: two at a time
 
 test-fast: .venv ## the tests that need no container
-	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers"
+	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers and not slow"
+
+test-slow: .venv ## the tests that take minutes each
+	@scripts/docker-engine && $(BIN)/pytest -s -m slow
 
 test-gpu2: ## two GPUs, a launcher on each, and the loss of one: where vLLM is (PYTHON=python3), as root; docs/two-machines.md
 	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -q -s tests/gpu2

@@ -25,7 +25,8 @@ class Demo:
     """The running demo: what `make demo` printed, and how to run more commands beside it."""
 
     def __init__(self) -> None:
-        self.env = {**os.environ, "COMPOSE_PROJECT_NAME": "engineroom-test", "WEBUI_PORT": free_port(), "API_PORT": free_port()}
+        ports = {name: free_port() for name in ("WEBUI_PORT", "API_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT")}
+        self.env = {**os.environ, "COMPOSE_PROJECT_NAME": "engineroom-test", "GATEWAY_ADDRESS": "127.0.0.1", **ports}
         self.output = ""
 
     def make(self, target: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +38,11 @@ class Demo:
         return subprocess.run(
             ["docker", "compose", *arguments], cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=300, check=False
         )
+
+    def inspect(self, service: str) -> str:
+        """What Docker knows about a service's container, as JSON."""
+        command = ["docker", "inspect", self.compose("ps", "--quiet", service).stdout.strip()]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     @property
     def page(self) -> str:

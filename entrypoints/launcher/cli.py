@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from launcher import __version__, checks, facts, flags, hardware, plan, settings
+from launcher import __version__, checks, facts, flags, hardware, log, plan, settings
 from launcher.errors import BadUsage, LaunchError, Refused, Unavailable, did_you_mean
 
 COMMANDS = ("serve", "health", "doctor")
@@ -39,7 +39,7 @@ def main() -> None:
             cli.main(argv, prog_name="launch")
         become(argv)
     except LaunchError as error:
-        print(f"ERROR [launch] {error}", file=sys.stderr, flush=True)
+        log.write("exit", str(error), "ERROR", code=error.exit_code)
         sys.exit(error.exit_code)
 
 
@@ -86,6 +86,7 @@ def setting_options(command: click.Command) -> click.Command:
 def read(options: dict[str, Any], extra: Sequence[str] = ()) -> settings.Settings:
     """All settings, from click's options and the environment. Raises Refused."""
     settings.check_names(os.environ)
+    log.form = options["log"]
     for argument in extra:
         if argument.startswith("-"):
             settings.check_flag(argument.lstrip("-").split("=")[0], settings.KEPT_FLAGS)
@@ -124,7 +125,7 @@ def serve(context: click.Context, /, dry_run: bool, as_json: bool, **options: An
         click.echo(show_json(decided, passed) if as_json else show(decided, passed))
     else:
         for line in show(decided, passed).splitlines():
-            print(f"INFO [launch] {line}", file=sys.stderr)
+            log.write(line.split(" ", 1)[0], line)
     checks.conclude(passed)
     if dry_run:
         return

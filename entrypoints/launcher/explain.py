@@ -18,7 +18,9 @@ LONGEST = 2000  # so many characters of a line are read
 NOTED = 20  # so many lines that look like a cause are kept
 SHOWN = 5  # and so many of them shown, where the cause is not known,
 WIDTH = 300  # each as far as this
-RESTART = "INFO [launch] image "  # the launcher's first line: what came before it belongs to an earlier life of the container
+RESTART = re.compile(
+    r'INFO \[launch\] image |\{"time": "[^"]*", "level": "INFO", "event": "image"'
+)  # the launcher's first line: what came before it belongs to an earlier life of the container
 
 COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 # What stands before a message: any of these, in any order.
@@ -140,7 +142,7 @@ class Log:
         line = COLOUR.sub("", line[:LONGEST]).rstrip()
         start = _end(HEAD, line, 0)
         begin = _end(RAISED, line, start)
-        if line.startswith(RESTART, start):
+        if RESTART.match(line, start):
             self._forget()
         elif self.any.match(line, begin) and not QUOTED.search(line):
             self._match(line, start, begin)

@@ -58,16 +58,12 @@ class Server:
         return self._metric(*self.engine.RUNNING)
 
     def _metric(self, *names: str) -> float | None:
-        """Sum over all label sets of metrics of the Prometheus text format."""
+        """The sum of these metrics, or None when the server does not say."""
         try:
             text = self._request("GET", "/metrics", timeout=METRIC_TIMEOUT)
         except Unavailable:
             return None
-        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] in names]
-        try:
-            return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
-        except (ValueError, LookupError):
-            return None
+        return total(text, *names)
 
     def _request(self, method: str, path: str, body: str | None = None, *, timeout: float) -> str:
         import http.client  # 40 ms: not before the engine runs
@@ -85,6 +81,15 @@ class Server:
         if response.status != 200:  # noqa: PLR2004 - plain HTTP
             raise Unavailable(f"{method} {path}: {response.status} {text[:200].strip()}")
         return text
+
+
+def total(text: str, *names: str) -> float | None:
+    """Sum over all label sets of these metrics in the Prometheus text format; None where there are none."""
+    lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] in names]
+    try:
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
+    except (ValueError, LookupError):
+        return None
 
 
 class State:

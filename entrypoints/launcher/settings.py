@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from launcher import log
 from launcher.errors import Refused, did_you_mean
 
 PREFIX = "LAUNCH_"
@@ -82,6 +83,7 @@ SETTINGS = (
         spellings=("--distributed-executor-backend",),
     ),
     Setting("checks", str, "refuse", "Whether a failed check refuses the start, where it might work all the same.", ("refuse", "warn")),
+    Setting("log", str, "text", "Form of the launcher's own lines: text, or JSON lines.", log.FORMS),
     Setting("image", str, IMAGE_FACTS, "File that says what this image is."),
 )
 SECRETS = ("LAUNCH_API_KEY", "LAUNCH_CLUSTER_TOKEN", "HF_TOKEN")
@@ -133,6 +135,7 @@ class Settings(NamedTuple):
     probe_seconds: float
     executor: str
     checks: str
+    log: str
     image: str
     args: Mapping[str, str | tuple[str, ...]]
     extra: tuple[str, ...]

@@ -14,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
+from launcher import log
 from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.plan import LaunchPlan
@@ -175,7 +177,7 @@ class Supervisor:
         self.phase("stopped" if self.plan.serves else "worker stopped")
         if found:
             raise self._with_tail(found)
-        say(f"stopped on request after {self._age()}")
+        log.write("stopped", f"stopped on request after {self._age()}")
         return 0
 
     def _verdict(self) -> LaunchError | None:
@@ -266,30 +268,30 @@ class Supervisor:
             self._reap()
             if self.over or (self.engine and self.engine.status is not None) or self.killed:
                 if self.over:
-                    say(f"{self.over}: ending this node")
+                    log.write("stop", f"{self.over}: ending this node")
                 return
             if self.engine and self.engine.last_words and time.monotonic() > self.engine.last_words[0] + LAST_WORDS:
                 self.fail(EngineDied(f"The engine's own log names a dead part: {self.engine.last_words[1]}"))
             if self.ready.is_set() and not self.announced and not self.stopping:
                 self.announced = True
                 self.phase("ready")
-                say(f"ready after {self._age()}: port {self.plan.port}")
+                log.write("ready", f"ready after {self._age()}: port {self.plan.port}", port=self.plan.port)
             if self.leaving and not self.stopping:
                 self._stop(self.leaving)
             if self.failure and self.stopping and not self.plan.serves:
                 self.over = self.over or "the head has ended"
             if self.failure and not self.stopping:
-                say(f"{self.failure} Ending this node.")
+                log.write("failure", f"{self.failure} Ending this node.")
                 self.killed = True  # run() kills, once the other nodes have been told why
                 return
             if self.failure and self.plan.serves and not (self.terminated or self.killed):
-                say(f"{self.failure} What still runs cannot finish.")
+                log.write("failure", f"{self.failure} What still runs cannot finish.")
                 self._kill()
             if self.stopping and self.plan.serves and self.engine and not self.terminated and self._drained():
                 self.kill_at = time.monotonic() + STOP_GRACE
                 self._terminate(self.engine)
             if self.kill_at is not None and time.monotonic() > self.kill_at:
-                say("deadline passed: killing what is left")
+                log.write("kill", "deadline passed: killing what is left")
                 self._kill()
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -301,7 +303,7 @@ class Supervisor:
             if self.stops == 1 and not self.stopping:
                 self._stop(number.name)
             elif self.stops > 1:
-                say(f"{number.name} again: killing the engine")
+                log.write("kill", f"{number.name} again: killing the engine")
                 self._kill()
 
     def _stop(self, cause: str) -> None:
@@ -309,18 +311,18 @@ class Supervisor:
         now = time.monotonic()
         self.stopping = True
         if self.node and self.node.stopping():
-            say(f"{cause}: the head finishes what it is doing, {self.plan.drain_seconds:g} s at most")
+            log.write("drain", f"{cause}: the head finishes what it is doing, {self.plan.drain_seconds:g} s at most")
             self.phase("worker draining")
             self.kill_at = now + self.plan.drain_seconds + WORKER_GRACE
         elif not self.engine:
             self.over = f"{cause} while the nodes meet"
         elif not self.ready.is_set():
-            say(f"{cause} while loading: ending the engine")
+            log.write("stop", f"{cause} while loading: ending the engine")
             self.kill_at = now + LOADING_GRACE
             self._terminate(self.engine)
         else:
             self.phase("draining")
-            say(f"{cause}: draining, {self.plan.drain_seconds:g} s at most")
+            log.write("drain", f"{cause}: draining, {self.plan.drain_seconds:g} s at most")
             self.kill_at = now + self.plan.drain_seconds
             if not ENGINES[self.plan.engine].RUNNING:  # it does not say what runs: its own ending must do, and gets the time
                 self._terminate(self.engine)
@@ -391,7 +393,7 @@ class Supervisor:
                 if before is not None and seen is not None and seen > before:
                     continue  # busy, and tokens come out
                 failures += 1
-                say(f"probe {failures} of {FAILURES} failed: {error}")
+                log.write("probe", f"probe {failures} of {FAILURES} failed: {error}", failures=failures)
                 if failures == FAILURES and not self.stopping:
                     suspect = self.node.suspect() if self.node else None
                     raise suspect or EngineDied(f"The engine runs and no token comes out: {error}.") from None
@@ -437,13 +439,7 @@ def _node(plan: LaunchPlan, token: str) -> cluster.Head | cluster.Worker | None:
         return None
     from launcher import cluster
 
-    return (cluster.Head if plan.serves else cluster.Worker)(plan, plan.cluster, token, say)
-
-
-def say(text: str) -> None:
-    """A line of the launcher's own, apart from the engine's output."""
-    with contextlib.suppress(OSError):
-        print(f"INFO [launch] {text}", file=sys.stderr, flush=True)
+    return (cluster.Head if plan.serves else cluster.Worker)(plan, plan.cluster, token, partial(log.write, "cluster"))
 
 
 def _last_words(head: str, output: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from engineroom.errors import CannotBuild, CatalogError, UnknownName
+from engineroom.errors import CannotBuild, CannotRun, CatalogError, UnknownName
 from launcher import fit, tensors
 from launcher.engines import ENGINES
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Reason = Annotated[str, StringConstraints(min_length=8)]
 Precision = Literal["auto", "half", "bfloat16", "fp8-weights", "fp8", "fp4"]
-EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx"]
+EngineKind = Literal["vllm", "sglang", "trtllm", "open-webui", "nginx", "prometheus", "litellm"]
 # What templates write into commands is of one shape, so that no value can be more than one word there.
 Version = Annotated[str, StringConstraints(pattern=r"^\d[0-9A-Za-z.+-]*$")]
 Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(==[0-9][\w.+!-]*)?$")]
@@ -195,11 +195,28 @@ class Memory(Row):
     source: Reason
 
 
-class Metrics(Row):
-    """Prometheus gauges of a release: requests that wait, and the share of the KV cache in use (0 to 1); empty where it has none."""
+Metric = Annotated[str, StringConstraints(pattern=r'^(([a-z_]+:)?[a-z_]+(\{[a-z_]+=~?"[^"]+"\})?)?$')]
 
-    waiting: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
-    cache: Annotated[str, StringConstraints(pattern=r"^([a-z_]+:[a-z_]+)?$")] = ""
+
+class Metrics(Row):
+    """What a release tells Prometheus, by what it means; empty where it does not tell.
+
+    Gauges of requests that run and that wait, and of the share of the KV cache in use (0 to 1). Counters of tokens in and out, of
+    finished requests, of HTTP responses, and of those that say that the server failed. Histograms in seconds, by their base
+    name: to the first token, from each token to the next, in the queue.
+    """
+
+    running: Metric = ""
+    waiting: Metric = ""
+    cache: Metric = ""
+    prompt_tokens: Metric = ""
+    generation_tokens: Metric = ""
+    requests: Metric = ""
+    responses: Metric = ""
+    errors: Metric = ""
+    ttft: Metric = ""
+    tpot: Metric = ""
+    queue: Metric = ""
     source: Reason
 
 
@@ -368,6 +385,13 @@ class Stack(Row):
         return self
 
 
+class UpstreamStack(Row):
+    """A chat page in front of somebody else's service: `image` is the router between them, and there is neither engine nor model of ours."""
+
+    title: str
+    image: Name
+
+
 class ImpossibleStack(Row):
     """A rule about layouts that cannot work: this model on this GPU with at most so many of them."""
 
@@ -399,7 +423,7 @@ class Measured(Row):
 
 
 class Table(BaseModel):
-    """A TOML file: every top-level table but `cannot` and `leave_out` is a row. Also the source of its JSON Schema."""
+    """A TOML file: every top-level table but `cannot`, `leave_out` and `upstream` is a row. Also the source of its JSON Schema."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -445,6 +469,7 @@ class StackTable(Table):
     """stacks.toml"""
 
     __pydantic_extra__: dict[Name, Stack]
+    upstream: dict[Name, UpstreamStack] = {}
     cannot: dict[Name, ImpossibleStack] = {}
 
 
@@ -471,6 +496,7 @@ class Catalog:
         images, stacks = _read(root, ImageTable), _read(root, StackTable)
         self.images: dict[str, Image] = images.rows
         self.stacks: dict[str, Stack] = stacks.rows
+        self.upstream_stacks: dict[str, UpstreamStack] = stacks.upstream
         self.measured: dict[str, Measured] = _read(root, MeasuredTable).rows
         self.leave_out: tuple[LeaveOut, ...] = images.leave_out
         self.impossible_images: dict[str, ImpossibleImage] = images.cannot
@@ -481,6 +507,8 @@ class Catalog:
             self._check_image(f"images/images.toml: [{name}]", image)
         for name, stack in self.stacks.items():
             self._check_stack(f"compose/stacks.toml: [{name}]", stack)
+        for name, upstream in self.upstream_stacks.items():
+            _known(self.images, upstream.image, f"compose/stacks.toml: [upstream.{name}].image")
 
     def image(self, name: str) -> Image:
         """The row of this image. Raises CannotBuild with the reason, or UnknownName with the nearest name."""
@@ -492,12 +520,14 @@ class Catalog:
         return self.images[name]
 
     def stack(self, name: str) -> Stack:
-        """The row of this stack. Raises CannotBuild with the reason, or UnknownName with the nearest name."""
+        """The row of this stack. Raises CannotBuild with the reason, CannotRun for a page without an engine, or UnknownName with the nearest name."""
         if name in self.impossible_stacks:
             row = self.impossible_stacks[name]
             raise CannotBuild(name, row.reason, row.instead)
+        if name in self.upstream_stacks:
+            raise CannotRun(f"{name} is a page in front of another's service, without an engine of ours. Type: docker compose up {name}")
         if name not in self.stacks:
-            raise UnknownName("stack", name, self.stacks)
+            raise UnknownName("stack", name, (*self.stacks, *self.upstream_stacks))
         return self.stacks[name]
 
     def release_of(self, image: str) -> Release:

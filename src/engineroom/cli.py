@@ -113,8 +113,9 @@ def list_names() -> None:
 
     rows = catalog()
     click.secho("Stacks (make up STACK=…)", bold=True)
-    for name, stack in rows.stacks.items():
-        click.echo(f"  {name:<24} {stack.title}")
+    titles = {name: row.title for name, row in rows.stacks.items()} | {name: row.title for name, row in rows.upstream_stacks.items()}
+    for name, title in titles.items():
+        click.echo(f"  {name:<24} {title}")
     click.secho("Images (make image TARGET=…)", bold=True)
     for name, image in rows.images.items():
         click.echo(f"  {name:<24} {image_title(rows, image, rows.release_of(name))}")
@@ -391,12 +392,14 @@ def explain(file: IO[str], as_json: bool) -> None:
 def up(stack: str) -> None:
     """Bring STACK up from whatever is there, and wait until its chat page works."""
     from engineroom.progress import Reporter
-    from engineroom.up import Bringup
+    from engineroom.up import Bringup, UpstreamBringup
 
     rows = catalog()
-    rows.stack(stack)
+    kind = UpstreamBringup if stack in rows.upstream_stacks else Bringup
+    if kind is Bringup:
+        rows.stack(stack)
     reporter = Reporter(root() / "build" / f"{stack}.log")
-    bringup = Bringup(rows, host(), stack, reporter.say)
+    bringup = kind(rows, host(), stack, reporter.say)
     try:
         reporter.run(bringup.phases())
     except KeyboardInterrupt:
@@ -437,6 +440,73 @@ def show(report: Report) -> None:
         click.secho(f"{title} that suit this hardware", bold=True)
         for name, runs, why in verdicts:
             click.echo(f"{click.style('yes' if runs else 'no ', 'green' if runs else 'red')}  {name:<24} {why}")
+
+
+@cli.command()
+@click.argument("stack", default="")
+@click.option("--once", is_flag=True, help="Look once, also in a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Look once and print JSON.")
+def status(stack: str, once: bool, as_json: bool) -> None:
+    """Show what runs of this checkout's stacks, or of STACK: ready or why not, tokens, requests, cache, the last exit. Refreshes in a terminal."""
+    from rich.console import Console
+
+    from engineroom import status as showing
+
+    watch, console = showing.Watch(catalog(), host(), stack), Console(highlight=False, soft_wrap=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json:
+            click.echo(json.dumps(showing.as_json(watch.once()), indent=1))
+        elif once or not console.is_terminal:
+            console.print(showing.table(watch.once()))
+        else:
+            showing.follow(watch, console)
+
+
+@cli.command()
+@click.argument("stack")
+@click.option("--follow", is_flag=True, help="Go on as lines come.")
+@click.option("--tail", type=click.IntRange(1), help="Begin with so many lines of each service.")
+def logs(stack: str, follow: bool, tail: int | None) -> None:
+    """Show the logs of all services of STACK."""
+    from engineroom import up as stacks
+
+    stacks.logs(catalog(), host(), stack, follow=follow, tail=tail)
+
+
+@cli.command()
+@click.argument("stack", default="")
+@click.option("--url", help="Any OpenAI-compatible API instead: https://host/v1.")
+@click.option("--model", default="", help="Model to ask (default: the stack's, or the first that is listed).")
+@click.option("--key-file", type=FILE, help="File with the API's key, in its first line.")
+@click.option("--ca", type=FILE, help="File with the certificate, or its authority, to trust.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def smoke(stack: str, url: str | None, model: str, as_json: bool, **files: Path | None) -> None:
+    """Ask STACK (default: demo-cpu), or the API at --url, one question: model listed, first token, speed, thought apart from the answer."""
+    from engineroom import smoke as testing
+
+    if url and not url.startswith(("http://", "https://")):
+        raise click.UsageError(f"{url!r} is no http:// or https:// address.")
+    rows, stack = catalog(), stack or ("" if url else "demo-cpu")
+    thinks = bool(stack and rows.models[rows.stack(stack).model].reasoning)
+    api = testing.Api(url.rstrip("/")) if url else testing.of_stack(rows, host(), stack)
+    key = files["key_file"].read_text().split("\n", 1)[0].strip() if files["key_file"] else ""
+    api = api._replace(key=key, ca=files["ca"])
+    found = testing.ask(api, model or (rows.stack(stack).model if stack else ""), thinks=thinks)
+    click.echo(json.dumps(testing.as_json(found), indent=1) if as_json else testing.text(api, found))
+
+
+@cli.command()
+@click.argument("stack")
+@click.option("--to", "file", type=FILE, help="Default: build/bundles/STACK-TIME.tar.gz.")
+def bundle(stack: str, file: Path | None) -> None:
+    """Write versions, settings, checks and logs of STACK into one file for a bug report, with secrets blanked."""
+    from engineroom import bundle as packing
+
+    rows = catalog()
+    file = file or packing.default_file(rows, stack)
+    names = packing.write(rows, host(), stack, file)
+    note(f"{', '.join(names)}: secrets are blanked where they are known or look like it. Read it before you send it.")
+    click.echo(file)
 
 
 @cli.command()

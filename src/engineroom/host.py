@@ -14,6 +14,7 @@ from dotenv import dotenv_values, set_key
 from engineroom.errors import CatalogError
 
 SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
+PROJECT = "engineroom"  # as in compose.yaml
 HUB = "https://huggingface.co"
 PIP_FILES = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 
@@ -23,6 +24,7 @@ class Host:
     """What differs from machine to machine. Empty text and None mean: the default."""
 
     root: Path
+    project: str
     base_image: str
     vendor_image: str
     webui_image: str
@@ -38,16 +40,18 @@ class Host:
     model: str
     hf_token: Path | None
     cluster_token: Path | None
+    profiles: frozenset[str]
 
     @classmethod
     def load(cls, root: Path, environ: Mapping[str, str] | None = None) -> Host:
         """Read all settings. Raises CatalogError for a file or port that cannot be."""
-        env = {**_dotenv(root / ".env"), **(os.environ if environ is None else environ)}
+        env = settings(root, environ)
         pip = _pip_configuration(env)
         folders = (env.get("UV_FIND_LINKS") or env.get("PIP_FIND_LINKS") or pip.get("find-links", "")).split()
         found = [folder for folder in folders if Path(folder).is_dir()]
         return cls(
             root=root,
+            project=env.get("COMPOSE_PROJECT_NAME") or PROJECT,
             base_image=env.get("BASE_IMAGE", ""),
             vendor_image=env.get("VENDOR_IMAGE", ""),
             webui_image=env.get("WEBUI_IMAGE", ""),
@@ -63,6 +67,7 @@ class Host:
             model=env.get("MODEL", ""),
             hf_token=_secret(root, env.get("HF_TOKEN_FILE", "")),
             cluster_token=_secret(root, env.get("CLUSTER_TOKEN_FILE", "")),
+            profiles=frozenset(env.get("COMPOSE_PROFILES", "").replace(",", " ").split()),
         )
 
     def remember(self, name: str, value: str) -> None:
@@ -71,6 +76,11 @@ class Host:
         file.touch()
         set_key(file, name, value, quote_mode="never")
         file.chmod(0o644)
+
+
+def settings(root: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Every variable as Compose sees it: `.env`, and the environment over it."""
+    return {**_dotenv(root / ".env"), **(os.environ if environ is None else environ)}
 
 
 def _dotenv(file: Path) -> dict[str, str]:

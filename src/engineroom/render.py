@@ -16,7 +16,7 @@ from engineroom.catalog import FILES, Catalog
 from engineroom.errors import CatalogError, EngineRoomError
 
 MARK = "# Rendered by `engineroom render`"  # first line of every file that can hold a comment
-MARKED = ("images/*/Dockerfile", "compose/*.yaml", "compose.yaml")
+MARKED = ("images/*/Dockerfile", "compose/*.yaml", "compose/metrics/*.yaml", "compose.yaml")
 
 
 def outputs(catalog: Catalog) -> dict[str, str]:
@@ -24,12 +24,16 @@ def outputs(catalog: Catalog) -> dict[str, str]:
     found = {
         "images/bake.json": _json(resolve.bake(catalog)),
         "entrypoints/launcher/models.json": _json(resolve.known_models(catalog)),
-        "compose.yaml": template(catalog.root, "compose", "root.yaml.j2", {"stacks": list(catalog.stacks)}),
+        "compose.yaml": template(catalog.root, "compose", "root.yaml.j2", {"stacks": [*catalog.stacks, *catalog.upstream_stacks]}),
     }
     for name in catalog.images:
         found |= _image(catalog, name)  # images of one release give the same layers
     for name in catalog.stacks:
         found[f"compose/{name}.yaml"] = template(catalog.root, "compose", "stack.yaml.j2", stacks.compose(catalog, name))
+        if stacks.metrics(catalog, name):
+            found[f"compose/metrics/{name}.yaml"] = template(catalog.root, "compose", "rules.yaml.j2", stacks.rules(catalog, name))
+    for name in catalog.upstream_stacks:
+        found[f"compose/{name}.yaml"] = template(catalog.root, "compose", "api.yaml.j2", stacks.upstream(catalog, name))
     found |= tables.documents(catalog)
     for table, file in FILES.items():
         found[f"images/schema/{Path(file).stem}.schema.json"] = _json(table.model_json_schema())

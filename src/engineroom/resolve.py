@@ -27,6 +27,8 @@ SOURCES = (
     ":!images/measured.toml",
 )  # as git names paths
 OPENVEX = "/etc/engineroom/openvex.json"
+GATEWAY_IMAGE = "gateway"
+PROMETHEUS_IMAGE = "prometheus"
 
 # Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {
@@ -55,7 +57,24 @@ PAGE_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 PLAIN_ENVIRONMENT = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
-ENVIRONMENTS = {**dict.fromkeys(ENGINES, CACHE_ENVIRONMENT), "open-webui": PAGE_ENVIRONMENT, "nginx": PLAIN_ENVIRONMENT}
+ROUTER_ENVIRONMENT = {
+    **PLAIN_ENVIRONMENT,
+    "LITELLM_MODE": "PRODUCTION",  # no .env files, no debugging
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # the list of prices that it brings along, not GitHub's
+    "LITELLM_TELEMETRY": "False",
+    "AIOHTTP_TRUST_ENV": "True",  # a proxy to the outside, where the machine has one
+    "AIOHTTP_TTL_DNS_CACHE": "5",  # seconds: a container that was made anew has another address
+    "AIOHTTP_KEEPALIVE_TIMEOUT": "15",
+    "NO_DOCS": "True",
+    "NO_REDOC": "True",
+}
+ENVIRONMENTS = {
+    **dict.fromkeys(ENGINES, CACHE_ENVIRONMENT),
+    "open-webui": PAGE_ENVIRONMENT,
+    "nginx": PLAIN_ENVIRONMENT,
+    "litellm": ROUTER_ENVIRONMENT,
+    "prometheus": PLAIN_ENVIRONMENT,
+}
 
 
 class LayerFile(NamedTuple):

@@ -75,7 +75,7 @@ def _python_packages(root: Path, created: datetime) -> Bom:
     """Every Python package below a folder. cyclonedx-bom asks an interpreter where its packages are; a script answers in its place."""
     from cyclonedx.model.bom import Bom
 
-    places = sorted({str(found.parent) for shape in ("dist", "egg") for found in root.rglob(f"*.{shape}-info")})
+    places = sorted({str(found.parent) for shape in ("dist", "egg") for found in root.rglob(f"*.{shape}-info")}) or [str(root)]
     interpreter = root / "python"
     interpreter.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(places)}\nEND\n")
     interpreter.chmod(0o755)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from engineroom.catalog import Catalog, Stack, Variable
-from engineroom.resolve import BASE_IMAGE, PAGE_IMAGE, model_folder, reasoning_parser, tag
+from engineroom.resolve import BASE_IMAGE, GATEWAY_IMAGE, PAGE_IMAGE, PROMETHEUS_IMAGE, model_folder, reasoning_parser, tag
 
 FETCH_BYTES_PER_SECOND = 20_000_000  # a slow line to the model hub; only a deadline depends on it
 MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weights on disk
 START_SECONDS = 600  # imports, compilation and graph capture, generously
 JOIN_SECONDS = 600  # from the first node of a stack to the last: somebody types on each machine
 STOP_MARGIN_SECONDS = 15  # between the launcher's deadline and its container's
+ROUTER_DRAIN_SECONDS = 120  # as entrypoints/router has it
 READY = ("launch", "health", "--ready")
 
 
@@ -47,12 +48,74 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
     clustered = stack.nodes > 1
     return {
         **served(catalog, name),
+        "effect": "starts the server, waits until a token comes out of it, and starts the page",
         "dockerfile": f"images/{stack.image}/Dockerfile",
         "base": f"${{VENDOR_IMAGE:-{release.base}}}" if release.base else f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
         "secrets": ["hf_token", "cluster_token"] if clustered else ["hf_token"],
         "role": "head" if clustered else "single",
         "server": "127.0.0.1:${API_PORT:-8000}" if clustered else f"{name}-engine:8000",
         "page_port": "${WEBUI_PORT:-3000}" if clustered else "8080",
+        "gateway": gateway(catalog, name, clustered=clustered, drain_seconds=stack.drain_seconds),
+        "metrics": metrics(catalog, name),
+    }
+
+
+def gateway(catalog: Catalog, name: str, *, clustered: bool, drain_seconds: int) -> dict[str, Any]:
+    """The gateway in front of a stack. On several nodes it is on the head's own network, since page and server listen on its loopback."""
+    return {
+        "image": tag(GATEWAY_IMAGE, catalog.release_of(GATEWAY_IMAGE)),
+        "base": f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
+        "page": "127.0.0.1:${WEBUI_PORT:-3000}" if clustered else f"{name}:8080",
+        "listen": "${GATEWAY_ADDRESS:-0.0.0.0}:${GATEWAY_PORT:-8443}" if clustered else "0.0.0.0:8443",
+        "drain_seconds": drain_seconds,
+    }
+
+
+def metrics(catalog: Catalog, name: str) -> dict[str, Any] | None:
+    """Prometheus beside a stack; None where its engine has nothing to tell it."""
+    stack = catalog.stacks[name]
+    if not catalog.release_of(stack.image).metrics.running:
+        return None
+    here = "127.0.0.1:${PROMETHEUS_PORT:-9090}" if stack.nodes > 1 else "127.0.0.1:9090"
+    return {
+        "image": tag(PROMETHEUS_IMAGE, catalog.release_of(PROMETHEUS_IMAGE)),
+        "base": f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
+        "listen": here if stack.nodes > 1 else "0.0.0.0:9090",
+        "here": here,
+    }
+
+
+def rules(catalog: Catalog, name: str) -> dict[str, Any]:
+    """What a stack's rules for Prometheus need: the engine's own names, and how long it may be silent."""
+    stack = catalog.stacks[name]
+    return {
+        "name": name,
+        "release": catalog.images[stack.image].engine,
+        "names": catalog.release_of(stack.image).metrics.model_dump(),
+        "healthy_seconds": healthy_seconds(stack, catalog.models[stack.model].bytes),
+        "clustered": stack.nodes > 1,
+    }
+
+
+def upstream(catalog: Catalog, name: str) -> dict[str, Any]:
+    """What the compose template of a page in front of another's service needs."""
+    row, page = catalog.upstream_stacks[name], catalog.release_of(PAGE_IMAGE)
+    return {
+        "name": name,
+        "title": row.title,
+        "effect": "starts a router to the service that UPSTREAM_URL names, and the page: docs/upstream.md",
+        "image": tag(row.image, catalog.release_of(row.image)),
+        "dockerfile": f"images/{row.image}/Dockerfile",
+        "base": f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
+        "page_image": page.published,
+        "page_settings": {variable.name: variable for variable in page.settings},
+        "page_port": "8080",
+        "model_name": "${UPSTREAM_MODEL:-}",
+        "server": f"{name}-engine:8000",
+        "clustered": False,
+        "gateway": gateway(catalog, name, clustered=False, drain_seconds=ROUTER_DRAIN_SECONDS),
+        "metrics": None,
+        "stop_seconds": ROUTER_DRAIN_SECONDS + STOP_MARGIN_SECONDS,
     }
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from engineroom import build, checks, resolve, stacks
+from engineroom import build, checks, resolve, running, stacks
 from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError, EngineRoomError, ServiceUnavailable, TryAgain
 from engineroom.host import Host
@@ -22,6 +24,7 @@ from launcher import network
 from launcher.errors import LaunchError
 
 PAGE_SECONDS = 300
+PROFILES = {"gateway": resolve.GATEWAY_IMAGE, "metrics": resolve.PROMETHEUS_IMAGE}  # of Compose, and the images that they add
 LAST_LINES = 60  # the launcher's own words, and the fifty lines of the engine's that it quotes
 Say = Callable[[str], None]
 
@@ -33,6 +36,7 @@ class Bringup:
         """`say` gets progress lines. Raises UnknownName or CannotBuild for a stack that there is not."""
         self.catalog, self.host, self.name, self.say = catalog, host, stack, say
         self.row = catalog.stack(stack)
+        self.image = self.row.image
 
     def docker(self) -> None:
         """Make sure of a working Docker engine with Compose and buildx."""
@@ -56,19 +60,23 @@ class Bringup:
 
     def base(self) -> None:
         """A base image that this machine can build on."""
-        if self.catalog.release_of(self.row.image).install == "wheels":
+        if self.catalog.release_of(self.image).install == "wheels":
             self.host = build.ensure_base(self.host, self.say)
 
     def engine_image(self) -> None:
-        """The stack's image: from the registry that is set, else built here."""
-        name = resolve.tag(self.row.image, self.catalog.release_of(self.row.image))
+        """The stack's image."""
+        self._own_image(self.image)
+
+    def _own_image(self, image: str) -> None:
+        """An image of ours: from the registry that is set, else built here."""
+        name = resolve.tag(image, self.catalog.release_of(image))
         if self.host.registry:
             if not build.pull(self.host.registry + name, self.say):
                 raise ServiceUnavailable(
                     f"{self.host.registry}{name} cannot be pulled. Correct ENGINEROOM_REGISTRY, or unset it to build here."
                 )
             return
-        self._build(self.row.image)
+        self._build(image)
 
     def page_image(self) -> None:
         """Open WebUI's published image where it can be pulled, else ours, which `.env` then names."""
@@ -103,8 +111,9 @@ class Bringup:
             *([("token of the nodes", self.token)] if self.row.nodes > 1 else []),
             ("ports", self.ports),
             ("base image", self.base),
-            (f"image {self.row.image}", self.engine_image),
+            (f"image {self.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
+            *((f"image {image}", partial(self._own_image, image)) for profile, image in PROFILES.items() if profile in self.host.profiles),
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
         ]
@@ -121,7 +130,9 @@ class Bringup:
 
     def ending(self) -> str:
         """What to do with it now: the page, how to sign in, a request that can be pasted, and how to stop."""
-        port, model = self.host.api_port, self.row.model
+        return self._ending(self.host.api_port, self.row.model)
+
+    def _ending(self, port: int, model: str) -> str:
         key = (
             "Sign in with the account that you made."
             if self._has_account()
@@ -195,6 +206,49 @@ Stop    make down
             for line in result.stderr.splitlines():
                 self.say(line.strip())
         return result.stdout
+
+
+class UpstreamBringup(Bringup):
+    """A page in front of another's service: a router in the engine's place, and nothing to wait for but its start."""
+
+    def __init__(self, catalog: Catalog, host: Host, stack: str, say: Say) -> None:
+        """`stack` is one of `Catalog.upstream_stacks`."""
+        self.catalog, self.host, self.name, self.say = catalog, host, stack, say
+        self.image = catalog.upstream_stacks[stack].image
+
+    def engine(self) -> None:
+        """Start the router; one whose settings are wrong ends, and its words are shown."""
+        self._compose("up", "--detach", "--no-deps", f"{self.name}-engine")
+        self._wait(f"{self.name}-engine", PAGE_SECONDS)
+
+    def phases(self) -> list[tuple[str, Callable[[], None]]]:
+        """All phases in order, each with its name for people."""
+        return [
+            ("Docker engine", self.docker),
+            ("ports", self.ports),
+            ("base image", self.base),
+            (f"image {self.image}", self.engine_image),
+            (f"image {resolve.PAGE_IMAGE}", self.page_image),
+            *([(f"image {PROFILES['gateway']}", partial(self._own_image, PROFILES["gateway"]))] if "gateway" in self.host.profiles else []),
+            ("router", self.engine),
+            ("chat page", self.page),
+        ]
+
+    def ending(self) -> str:
+        """What to do with it now, as for a stack with an engine."""
+        router = self._config()["services"][f"{self.name}-engine"]
+        return self._ending(router["ports"][0]["published"], router["environment"]["UPSTREAM_MODEL"])
+
+
+def logs(catalog: Catalog, host: Host, stack: str, *, follow: bool = False, tail: int | None = None) -> None:
+    """Print what the containers of a stack have written. Raises ServiceUnavailable when there are none."""
+    catalog.stack(stack)
+    services = list(running.containers(catalog, host, stack).get(stack, {}))
+    if not services:
+        raise ServiceUnavailable(f"{stack} has no container here. Type: make up STACK={stack}")
+    options = [*(["--follow"] if follow else []), *(["--tail", str(tail)] if tail else [])]
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(["docker", "compose", "--profile", "*", "logs", *options, *services], cwd=host.root, check=False)
 
 
 def down(host: Host, *, volumes: bool = False) -> None:

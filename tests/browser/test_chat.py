@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from demo import ROOT, Demo
+from gateways import Door
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 pytestmark = pytest.mark.containers
@@ -35,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 def visit(browser: Browser, url: str) -> Page:
     """The page in a profile of its own."""
-    page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 560}).new_page()
+    page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 560}, ignore_https_errors=True).new_page()
     page.goto(url, timeout=60_000)
     drawn = page.get_by_role("button").first
     try:
@@ -132,6 +133,17 @@ def test_fault_39_40_a_new_container_knows_its_visitors_and_its_settings(demo: D
     page.reload()
     expect(page.locator("#chat-input")).to_be_visible()
     assert page.request.get(f"{demo.page}/api/config").json()["features"]["enable_signup"] is False
+    page.context.close()
+
+
+def test_the_page_through_the_gateway(demo: Demo, browser: Browser, door: Door) -> None:
+    """Over TLS, with a web socket, under a name and port that the page was never told of: the owner signs in, asks, and reads the answer."""
+    page = visit(browser, f"https://127.0.0.1:{door.port}")
+    sign_in(page) if page.get_by_role("button", name="Sign in").count() else sign_up(page)
+    with page.expect_websocket(lambda socket: socket.url.startswith(f"wss://127.0.0.1:{door.port}/ws/")):
+        page.reload()
+    ask(page)
+    expect_answer(page)
     page.context.close()
 
 

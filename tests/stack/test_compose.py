@@ -94,7 +94,10 @@ def test_a_stack_of_several_nodes_is_closed(stack: str) -> None:
     config = whole(stack, WEBUI_PORT="3300", API_PORT="8300", CLUSTER_TOKEN_FILE="/etc/secrets/token", LAUNCH_HEAD="10.0.0.1")
     found = config["services"]
     page, head, worker = found[stack], found[f"{stack}-engine"], found[f"{stack}-worker"]
+    gateway = found[f"{stack}-gateway"]["environment"]
 
+    assert (gateway["GATEWAY_ENGINES"], gateway["GATEWAY_PAGE"]) == ("127.0.0.1:8300", "127.0.0.1:3300")
+    assert gateway["GATEWAY_LISTEN"] == "0.0.0.0:8443"
     assert [name for name, service in found.items() if service.get("ports") or service["network_mode"] != "host"] == []
     assert (page["environment"]["HOST"], page["environment"]["PORT"]) == ("127.0.0.1", "3300")
     assert page["environment"]["OPENAI_API_BASE_URLS"] == "http://127.0.0.1:8300/v1"
@@ -127,12 +130,32 @@ def test_one_node_needs_no_token(stack: str) -> None:
     """A stack of one node has no worker, no token and no settings of a cluster."""
     found = whole(stack)["services"]
 
-    assert set(found) == {stack, f"{stack}-engine"}
+    assert f"{stack}-worker" not in found
     for service in found.values():
-        assert {secret["source"] for secret in service.get("secrets", [])} <= {"hf_token"}
+        assert "cluster_token" not in {secret["source"] for secret in service.get("secrets", [])}
         assert "network_mode" not in service
     cluster = {"LAUNCH_HEAD", "LAUNCH_INTERFACE", "LAUNCH_NODES", "LAUNCH_JOIN_SECONDS", "LAUNCH_CLUSTER_TOKEN_FILE"}
     assert cluster & set(found[f"{stack}-engine"]["environment"]) == set()
+
+
+@pytest.mark.parametrize("stack", CATALOG.stacks)
+def test_the_gateway_is_asked_for(stack: str) -> None:
+    """Without its profile it is not there and nothing is published beyond this machine; with it, it alone is, hardened and with its secrets as files."""
+    row = CATALOG.stacks[stack]
+    settings = {"GATEWAY_PORT": "443", "GATEWAY_KEYS_FILE": "/etc/secrets/keys"}
+    config = json.loads(compose("--profile", stack, "--profile", "gateway", "config", "--format", "json", **settings).stdout)
+    gateway = config["services"][f"{stack}-gateway"]
+    published = {
+        port["host_ip"] for name, service in config["services"].items() if name.startswith(stack) for port in service.get("ports", [])
+    }
+
+    assert f"{stack}-gateway" not in json.loads(compose("--profile", stack, "config", "--format", "json").stdout)["services"]
+    assert config["services"][stack]["depends_on"][f"{stack}-gateway"]["required"] is False
+    assert published == ({"127.0.0.1", "0.0.0.0"} if row.nodes == 1 else set())
+    assert row.nodes > 1 or [(port["published"], port["target"]) for port in gateway["ports"]] == [("443", 8443)]
+    assert (gateway["read_only"], gateway["cap_drop"], gateway["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"])
+    assert config["secrets"]["gateway_keys"]["file"] == "/etc/secrets/keys"
+    assert [name for name in gateway["environment"] if name.endswith("FILE") and not gateway["environment"][name].startswith("/run/")] == []
 
 
 def test_the_page_is_either_image() -> None:

@@ -8,13 +8,13 @@ from typing import get_args
 import pytest
 
 from engineroom.catalog import Catalog, Executor
-from engineroom.errors import CannotBuild, CatalogError, UnknownName
+from engineroom.errors import CannotBuild, CannotRun, CatalogError, UnknownName
 from launcher.engines import ENGINES
 from launcher.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 
-IMAGES = {"cpu", "webui", "v100-half", "a100-half", "a100-fp8", "a100-sglang", "h200-fp8", "b200-fp4"}
+IMAGES = {"cpu", "webui", "gateway", "prometheus", "router", "v100-half", "a100-half", "a100-fp8", "a100-sglang", "h200-fp8", "b200-fp4"}
 STACKS = {
     "r1-7b-v100", "r1-32b-v100", "r1-0528-8b-a100", "r1-0528-8b-a100-sglang", "v3-a100", "r1-h200", "r1-7b-h200", "r1-b200", "demo-cpu",
     "demo-cpu-two-nodes",
@@ -31,6 +31,7 @@ def test_every_promised_row_is_there(catalog: Catalog) -> None:
     """The images and stacks that the project promises are rows."""
     assert set(catalog.images) == IMAGES
     assert set(catalog.stacks) >= STACKS
+    assert set(catalog.upstream_stacks) == {"api"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,12 @@ def test_671b_on_two_a100_gives_its_reason(catalog: Catalog) -> None:
     """671 B on 2 × A100 is refused with the arithmetic."""
     with pytest.raises(CannotBuild, match="313 GiB"):
         catalog.stack("v3-a100x2")
+
+
+def test_a_page_without_an_engine_is_no_stack_to_plan_or_submit(catalog: Catalog) -> None:
+    """`api` has neither GPUs nor a model of ours: what asks for them is told how to start it."""
+    with pytest.raises(CannotRun, match="docker compose up api"):
+        catalog.stack("api")
 
 
 def test_an_unknown_name_gets_the_nearest(catalog: Catalog) -> None:

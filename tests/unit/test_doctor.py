@@ -208,7 +208,15 @@ def test_a_machine_that_is_ready(here: Here) -> None:
     report = here.examine()
 
     assert {(found.name, found.status, found.fix) for found in report.checks if found.status != "ok"} == set()
-    assert {name for name, runs in verdicts(report).items() if runs} == {"cpu", "webui", "demo-cpu", "demo-cpu-two-nodes"}
+    assert {name for name, runs in verdicts(report).items() if runs} == {
+        "cpu",
+        "webui",
+        "gateway",
+        "prometheus",
+        "router",
+        "demo-cpu",
+        "demo-cpu-two-nodes",
+    }
 
 
 def test_no_docker(here: Here) -> None:
