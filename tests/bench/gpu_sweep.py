@@ -173,7 +173,6 @@ class Load:
             "concurrency": at_once,
             "sampled": bool(sampling),
             **{name: round(float(found[name]), 3) for name in kept},
-            "errors": [error for error in found["errors"] if error][:2],
         }
 
 
