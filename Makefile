@@ -3,11 +3,13 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STACK ?= demo-cpu
 PYTHON ?= python3
+# where vLLM is, the tools of .venv are not: pytest, pytest-timeout, and no settings but these
+GPU_PYTEST := -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning -q -s
 PUSH := tests/image/test_registry.py
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu2 bench lint types clean
+.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu test-gpu2 bench lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -76,8 +78,11 @@ test-fast: .venv ## the tests that need no container
 test-slow: .venv ## the tests that take minutes each
 	@scripts/docker-engine && $(BIN)/pytest -s -m slow
 
+test-gpu: ## one GPU, vLLM under the launcher: where vLLM is (PYTHON=python3, ENGINEROOM_ENGINE=folder of wheels); docs/gpu-tests.md
+	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) $(GPU_PYTEST) tests/gpu $(ARGS)
+
 test-gpu2: ## two GPUs, a launcher on each, and the loss of one: where vLLM is (PYTHON=python3), as root; docs/two-machines.md
-	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -q -s tests/gpu2
+	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) $(GPU_PYTEST) tests/gpu2 $(ARGS)
 
 bench: .venv ## measure speeds as ratios and write them into README.md
 	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench

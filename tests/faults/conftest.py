@@ -16,15 +16,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import small_model
-
-ROOT = Path(__file__).parents[2]
-FACTS = {
-    "image": "stub", "engine": "vllm", "release": "stub", "version": "0", "precision": "auto", "gpus": {"cpu": 0}, "cuda": "",
-    "min_driver": "", "executors": ["ray", "native"], "model": "", "model_name": "", "args": {}, "env": {},
-}  # fmt: skip
-
-
-START = "from launcher.cli import main; main()"
+from launched import LAUNCH, ROOT, STUB_FACTS
 
 
 class Launched:
@@ -89,9 +81,9 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
 
     def start(*arguments: str, before: str = "", **env: str) -> Launched:
         image = tmp_path / "image.json"
-        image.write_text(json.dumps(FACTS))
+        image.write_text(json.dumps(STUB_FACTS))
         defaults = {"LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(small_model(tmp_path / "model"))}
-        started.append(Launched(tmp_path, free_port(), before + START, list(arguments), {**defaults, **env}))
+        started.append(Launched(tmp_path, free_port(), before + LAUNCH, list(arguments), {**defaults, **env}))
         return started[-1]
 
     yield start

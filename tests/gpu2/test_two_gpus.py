@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,51 +19,23 @@ from typing import Any
 import pytest
 
 pytest.importorskip("pyroute2")
-from checkpoints import small_model
-from gpu2.machines import ROOT, Machine, pair
+import gpus
+from gpu2.machines import Machine, pair
+from gpus import READY, REHEARSAL, figure, is_freed, keep, memory
+from launched import ROOT, STUB_FACTS, Launched
 
-REHEARSAL = os.environ.get("ENGINEROOM_REHEARSAL") == "1"
-GPUS = 0 if REHEARSAL or not shutil.which("nvidia-smi") else 2
-READY = 180 if REHEARSAL else 240
-FIGURES = Path(os.environ.get("ENGINEROOM_FIGURES", "/dev/null"))
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="networks are made by root"),
-    pytest.mark.skipif(not (REHEARSAL or GPUS), reason="no two GPUs here"),
+    pytest.mark.skipif(not REHEARSAL and len(memory()) < 2, reason="no two GPUs here"),
     pytest.mark.timeout(600),
 ]
-FACTS = {
-    "image": "stub", "engine": "vllm", "release": "stub", "version": "0", "precision": "auto", "gpus": {"cpu": 0}, "cuda": "",
-    "min_driver": "", "executors": ["ray", "native"], "model": "", "model_name": "", "args": {}, "env": {},
-}  # fmt: skip
 SUMS = [(12, 7), (348, 275), (90, 46), (503, 208), (77, 18), (640, 123), (5, 9), (256, 256)]
-
-
-def figure(name: str, value: object) -> None:
-    """One measured figure, for the table in the docs."""
-    with FIGURES.open("a") as file:
-        file.write(json.dumps({name: value}) + "\n")
-    print(f"{name}: {value}")
 
 
 @pytest.fixture(scope="module")
 def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 7 B distill's shapes, without weights; a tokenizer as large as its vocabulary."""
-    if REHEARSAL:
-        folder = small_model(tmp_path_factory.mktemp("small"))
-        (folder / "model.safetensors").unlink()
-        return folder
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("seven")
-    config = tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"]
-    (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16", **config}))
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(f"#{number}" for number in range(config["vocab_size"] - len(letters)))]
-    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 131072}))
-    return folder
+    """The 7 B distill's shapes, without weights."""
+    return gpus.seven_billion(tmp_path_factory.mktemp("seven"))
 
 
 @pytest.fixture
@@ -74,8 +43,8 @@ def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
     """Two machines with nothing on them."""
     with pair(tmp_path) as made:
         yield made
-        for machine in made if FIGURES.name != "null" else ():
-            shutil.copy(machine.log, FIGURES.parent / f"{tmp_path.name}-{machine.name}.log")
+        for machine in made:
+            keep(machine.log, f"{tmp_path.name}-{machine.name}")
 
 
 def settings(model: Path, executor: str, folder: Path) -> dict[str, str]:
@@ -84,7 +53,7 @@ def settings(model: Path, executor: str, folder: Path) -> dict[str, str]:
     image = ROOT / "images/h200-fp8/image.json"
     if REHEARSAL:
         image = folder / "image.json"
-        image.write_text(json.dumps(FACTS))
+        image.write_text(json.dumps(STUB_FACTS))
     return {
         "LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(model), "LAUNCH_MODEL_NAME": "m", "LAUNCH_NODES": "2", "LAUNCH_GPUS": "1",
         "LAUNCH_TP": "1", "LAUNCH_PP": "2", "LAUNCH_EXECUTOR": executor, "LAUNCH_CLUSTER_TOKEN": "of-two-gpus", "LAUNCH_MAX_MODEL_LEN": "4096",
@@ -101,22 +70,6 @@ def start(machines: tuple[Machine, Machine], model: Path, executor: str) -> floa
     seconds = first.wait_for("ready after", READY)
     assert first.health()
     return seconds
-
-
-def memory() -> list[int]:
-    """MiB in use on each GPU."""
-    if not GPUS:
-        return [0, 0]
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return [int(line) for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
-
-
-def is_freed(seconds: float = 15) -> None:
-    """Within some seconds nothing is left on either GPU: a driver without a process takes a few MiB."""
-    deadline = time.monotonic() + seconds
-    while max(memory()) > 50:
-        assert time.monotonic() < deadline, f"MiB in use: {memory()}"
-        time.sleep(0.5)
 
 
 def streams(machine: Machine) -> list[Any]:
@@ -185,29 +138,21 @@ def test_demo_model_over_ray(machines: tuple[Machine, Machine]) -> None:
 @pytest.mark.skipif(REHEARSAL, reason="one node of two GPUs is the engine's own affair")
 def test_a_lost_worker_of_one_node(seven_billion: Path, tmp_path: Path) -> None:
     """Tensor parallel over both GPUs of one node, without Ray: one of its workers is killed, and the launcher ends with 70."""
-    env = {
-        **os.environ, "PYTHONPATH": f"{ROOT / 'entrypoints'}:{os.environ.get('PYTHONPATH', '')}", "TMPDIR": str(tmp_path),
-        "LAUNCH_IMAGE": str(ROOT / "images/h200-fp8/image.json"), "LAUNCH_MODEL": str(seven_billion), "LAUNCH_TP": "2",
-        "LAUNCH_MAX_MODEL_LEN": "4096", "LAUNCH_ARG_LOAD_FORMAT": "dummy", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    began, log = time.monotonic(), tmp_path / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-c", "from launcher.cli import main; main()"], env=env, stdout=out, stderr=out)
+    node = Launched("one-node", tmp_path / "node")
+    node.launch(
+        LAUNCH_IMAGE=str(ROOT / "images/h200-fp8/image.json"), LAUNCH_MODEL=str(seven_billion), LAUNCH_TP="2", LAUNCH_MAX_MODEL_LEN="4096",
+        LAUNCH_ARG_LOAD_FORMAT="dummy", HF_HUB_OFFLINE="1", TMPDIR=str(tmp_path),
+    )  # fmt: skip
     try:
-        while "ready after" not in log.read_text(errors="replace"):
-            assert process.poll() is None, log.read_text(errors="replace")[-6000:]
-            assert time.monotonic() - began < READY, log.read_text(errors="replace")[-6000:]
-            time.sleep(0.2)
-        figure("one node, tensor parallel 2: ready, s", round(time.monotonic() - began, 1))
+        figure("one node, tensor parallel 2: ready, s", round(node.wait_for("ready after", READY), 1))
         workers = subprocess.run(["pgrep", "-f", "VLLM::Worker"], capture_output=True, text=True, check=True).stdout.split()
         os.kill(int(workers[-1]), signal.SIGKILL)
         lost = time.monotonic()
-        code = process.wait(30)
+        code = node.exit_code(30)
         figure("one node, a worker killed: ended, s", round(time.monotonic() - lost, 1))
     finally:
-        process.kill()
-    if FIGURES.name != "null":
-        (FIGURES.parent / "one-node.log").write_text(log.read_text(errors="replace"))
+        node.close()
+        keep(node.log, "one-node")
 
     assert code == 70
     assert time.monotonic() - lost < 10
