@@ -14,6 +14,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import shapes
 from launched import ROOT
 
 REHEARSAL = os.environ.get("ENGINEROOM_REHEARSAL") == "1"
@@ -35,21 +36,8 @@ def keep(log: Path, name: str) -> None:
 
 
 def seven_billion(folder: Path) -> Path:
-    """The 7 B distill's shapes, without weights; a tokenizer as large as its vocabulary, which a rehearsal does without."""
-    config = tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"]
-    (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16", **config}))
-    if REHEARSAL:
-        (folder / "tokenizer.json").write_text("{}")
-        return folder
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(f"#{number}" for number in range(config["vocab_size"] - len(letters)))]
-    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 131072}))
-    return folder
+    """The 7 B distill's shapes, without weights."""
+    return shapes.write(folder, "Qwen2ForCausalLM", tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"])
 
 
 def memory() -> list[int]:

@@ -40,7 +40,7 @@ def table(found: Facts, yardsticks: list[str]) -> str:
             " / ".join(f"{row['loads'][load][f'mean_{kind}_ms']:.{digits}f}" for load in loads if load in row["loads"])
             for kind, digits in (("ttft", 0), ("tpot", 2))
         ]
-        start = [f"{row['phases']['ready']:.0f}" if "phases" in row else "", f"{row.get('cache_tokens', 0):,.0f}"]
+        start = [f"{row['ready']:.0f}", f"{row['cache_tokens']:,.0f}"]
         lines.append([f"`{name}`", *speeds, *ratios, *times, *start])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -57,12 +57,12 @@ def plot(found: Facts, file: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     colours = {"axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "text.color": GREY}
     with mpl.rc_context({**colours, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         loads = [str(number) for number in gpu_sweep.REQUESTS]
-        figure, panels = pyplot.subplots(1, len(loads), figsize=(10, 0.6 + 0.36 * len(found)), sharey=True, layout="constrained")
+        figure, panels = plt.subplots(1, len(loads), figsize=(10, 0.6 + 0.36 * len(found)), sharey=True, layout="constrained")
         for load, panel in zip(loads, panels, strict=True):
             shown = {name: row["loads"][load]["output_throughput"] for name, row in found.items() if load in row["loads"]}
             bars = panel.barh(list(shown), list(shown.values()), color=[COLOURS[list(found).index(name) % len(COLOURS)] for name in shown])
