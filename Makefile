@@ -87,6 +87,12 @@ test-gpu2: ## two GPUs, a launcher on each, and the loss of one: where vLLM is (
 bench: .venv ## measure speeds as ratios and write them into README.md
 	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench
 
+sweep-gpu: ## one GPU, one configuration of the engine after another: where vLLM is (PYTHON=python3, ARGS='guide defaults'); docs/presets.md
+	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) tests/bench/gpu_sweep.py $(ARGS)
+
+sweep-report: .venv ## the table and the plot of a sweep: make sweep-report ARGS='build/sweep/facts.jsonl --plot docs/presets.png'
+	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench/gpu_sweep_report.py $(ARGS)
+
 lint: .venv ## code, shell, Dockerfiles, schemas
 	@$(BIN)/ruff check --quiet . $(PROGRAMS) && $(BIN)/ruff format --check --quiet . $(PROGRAMS)
 	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium scripts/skopeo .ci/run
