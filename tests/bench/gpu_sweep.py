@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 from gpus import is_freed, seven_billion
 from launched import ROOT, Launched
 
+CONFIGURATIONS = Path(__file__).with_suffix(".toml")
 NAME = "shapes"  # what the API calls the model
 REQUESTS = {1: 3, 32: 64, 128: 256}  # requests by how many at once
 SAMPLED = ("--temperature", "0.6", "--top-p", "0.95")  # as the model's authors recommend
 READY_SECONDS = 240
 LOAD_SECONDS = 90
-FEWEST_SECONDS = 60  # with less left no configuration is begun
 
 STARTED = r"\[launch\] started +[\d.]+ s: (.+)"
 VALUES = {  # lines of vLLM's log
@@ -110,7 +110,7 @@ def measure(row: Row, generator: Load) -> Iterator[dict[str, Any]]:
 
 def sweep(chosen: list[Row], settings: dict[str, str], model: Path, out: Path, seconds: float) -> None:
     """One row after another until the time is over; `out` is a folder for facts.jsonl and a folder with a log each."""
-    began, generator = time.monotonic(), None
+    began, generator, longest = time.monotonic(), None, 0.0
     left = lambda: seconds - (time.monotonic() - began)  # noqa: E731
     out.mkdir(parents=True, exist_ok=True)
 
@@ -121,8 +121,9 @@ def sweep(chosen: list[Row], settings: dict[str, str], model: Path, out: Path, s
             file.write(f"{line}\n")
 
     for row in chosen:
-        if left() < FEWEST_SECONDS:
-            fact(row.name, left_out=f"{left():.0f} s left")
+        before = left()
+        if before < longest:
+            fact(row.name, left_out=f"{before:.0f} s left, and one has taken {longest:.0f} s")
             continue
         server = Launched(row.name, out / row.name)
         try:
@@ -137,17 +138,18 @@ def sweep(chosen: list[Row], settings: dict[str, str], model: Path, out: Path, s
         finally:
             server.close()
             is_freed()
+            longest = max(longest, before - left())
 
 
 def main() -> None:
     """Read the command line and sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="names of configurations, in the order to run; all unless given")
-    parser.add_argument("--config", type=Path, default=Path(__file__).with_suffix(".toml"), help="the TOML file")
+    parser.add_argument("--config", type=Path, default=CONFIGURATIONS, help="the TOML file")
     parser.add_argument("--image", type=Path, default=ROOT / "images/h200-fp8/image.json", help="the image whose launcher settings count")
     parser.add_argument("--model", type=Path, help="a folder with another model's configuration and tokenizer")
     parser.add_argument("--out", type=Path, default=ROOT / "build/sweep", help="folder for facts.jsonl and the logs")
-    parser.add_argument("--seconds", type=float, default=3600, help="after these no configuration is begun")
+    parser.add_argument("--seconds", type=float, default=3600, help="no configuration is begun that may not end within these")
     options = parser.parse_args()
     known = rows(options.config)
     if unknown := [name for name in options.rows if name not in known]:

@@ -81,10 +81,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("facts", nargs="+", type=Path, help="facts.jsonl of one or more sweeps on one machine")
     parser.add_argument("--plot", type=Path, help="a PNG file")
-    parser.add_argument("--config", type=Path, default=Path(gpu_sweep.__file__).with_suffix(".toml"), help="the sweep's TOML file")
+    parser.add_argument("--against", nargs="+", help="names of configurations for the ratios; the yardsticks unless given")
     options = parser.parse_args()
     found = read(*options.facts)
-    print(table(found, [row.name for row in gpu_sweep.rows(options.config).values() if row.yardstick and row.name in found]))
+    against = options.against or [row.name for row in gpu_sweep.rows(gpu_sweep.CONFIGURATIONS).values() if row.yardstick]
+    print(table(found, [name for name in against if name in found]))
     if options.plot:
         plot(found, options.plot)
 
