@@ -22,7 +22,7 @@ from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.plan import LaunchPlan
 from launcher.probe import TOKEN_TIMEOUT, Server, State
-from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants, oom_kills
+from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants, leash, oom_kills
 
 if TYPE_CHECKING:
     from launcher import cluster
@@ -206,6 +206,7 @@ class Supervisor:
             command, environment = self.node.bring_up(self) if self.node else (self.plan.command, self.plan.environment)
             if command:
                 self.engine = self.spawn(command, environment, engine=True)
+                self.leash = leash(self.engine.process.pid)  # a core without its server would keep the GPU
             if self.node and not self.plan.serves:
                 self.node.follow(self)
                 return
