@@ -160,8 +160,8 @@ def test_memory_bf16(stand: Stand) -> None:
 def test_fault_07_sigterm_in_mid_stream(stand: Stand) -> None:
     """The stream finishes, a new request gets 503, and the launcher ends with 0."""
     engine = stand.serve("7b bf16")
-    body: dict[str, Any] = {"model": "m", "prompt": "1 + 1", "max_tokens": 60 if REHEARSAL else 1500, "ignore_eos": True}
-    body["stream_options"] = {"include_usage": True}
+    body: dict[str, Any] = {"model": "m", "prompt": "1 + 1", "max_tokens": 60 if REHEARSAL else 1500, "temperature": 0}
+    body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
     stream = engine.post("/v1/completions", body, stream=True)
     time.sleep(2)
     assert not stream.done()
