@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import zipfile
@@ -86,6 +87,8 @@ class Stand:
         self.starts.append((name, self.engine.wait_for("ready after", READY)))
         self.broken.remove(self.running)
         figure(f"{name}: ready, s", round(self.starts[-1][1], 1))
+        for phases in re.findall(r"\[launch\] started +(.+)", self.engine.said()):
+            figure(f"{name}: phases", phases)
         return self.engine
 
     def end(self) -> None:
