@@ -188,6 +188,7 @@ def show(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
         f"role      {decided.role} ({decided.rule})",
         *show_cluster(decided),
         f"model     {decided.model}, shown as {decided.model_name}",
+        *(f"profile   {decided.profile}: {choice.name} {choice.value} ({choice.source})" for choice in decided.presets),
         *(f"setting   {choice.name} {choice.value} ({choice.source})" for choice in decided.sizing.choices),
         *checks.lines(passed),
         *(f"note      {line}" for line in decided.notes),
@@ -237,6 +238,7 @@ def show_json(decided: plan.LaunchPlan, passed: Sequence[checks.Check]) -> str:
         "command": decided.command,
         "cluster": cluster,
         "cached": cached,
+        "presets": [choice._asdict() for choice in decided.presets],
         "sizing": sized,
         "environment": shown_environment(decided),
     }

@@ -15,7 +15,7 @@ class ImageFacts(NamedTuple):
     """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first.
 
     `memory` is how the release deals a GPU's memory out (launcher.fit.Engine), None where it has none.
-    `siblings` are all images of the catalog: engine, precision and compute capabilities of each.
+    `profiles` are flags for a load, by the profile's name; `siblings` are all images of the catalog: engine, precision and compute capabilities of each.
     """
 
     image: str
@@ -32,6 +32,7 @@ class ImageFacts(NamedTuple):
     args: Mapping[str, bool | int | float | str]
     env: Mapping[str, str]
     memory: Mapping[str, Any] | None = None
+    profiles: Mapping[str, Sequence[Mapping[str, Any]]] = MappingProxyType({})
     siblings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from launcher import __version__, flags, hardware, hub, layout, raynode, sizing
+from launcher import __version__, flags, hardware, hub, layout, profiles, raynode, sizing
 from launcher import role as roles
 from launcher.engines import ENGINES
 from launcher.engines.common import Request, flag_value
@@ -39,7 +39,7 @@ class LaunchPlan(NamedTuple):
     """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`.
 
     `cached` is what the hub's cache has of a model that is no folder; `config` is its config.json as far as it is known,
-    `sizing` what it takes of the GPUs; `copies` of it run side by side (data parallel).
+    `presets` are the flags of the profile, `sizing` what it takes of the GPUs; `copies` of it run side by side (data parallel).
     `line` is the engine's command line as this node's settings make it, without what is known only once the nodes have met.
     `notes` say which flags were translated, `warnings` what is doubtful.
     """
@@ -54,6 +54,8 @@ class LaunchPlan(NamedTuple):
     model_name: str
     cached: hub.Cached | None
     config: Mapping[str, Any]
+    profile: str | None
+    presets: tuple[sizing.Choice, ...]
     sizing: sizing.Sizing
     copies: int
     max_model_len: int | None
@@ -101,6 +103,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
     cached = None if os.path.isdir(model) else hub.cached(model, flag_value(words, "revision") or "main", env)
     folder = model if cached is None else cached.folder
     config = sizing.config_of(model, folder)
+    facts, presets = profiles.apply(settings, facts, config)
     executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
     copies = _copies(words, role.nodes)
     if role.name == "worker" and settings.tp and settings.pp:
@@ -134,6 +137,8 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         model_name=request.model_name,
         cached=cached,
         config=config,
+        profile=settings.profile,
+        presets=presets,
         sizing=sized,
         copies=copies,
         max_model_len=request.max_model_len,

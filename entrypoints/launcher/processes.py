@@ -48,12 +48,12 @@ def named(names: tuple[str, ...]) -> dict[int, str]:
     return found
 
 
-def leash() -> subprocess.Popen[bytes]:
-    """Have all processes that are below this one now killed when it has gone, however that was: its end closes a pipe.
+def leash(group: int | None = None) -> subprocess.Popen[bytes]:
+    """Have a process group, or else all processes that are below this one now, killed when it has gone: its end closes a pipe.
 
-    For daemons, which the kernel does not kill with us as it does our children. Keep the result as long as it is to hold.
+    For daemons and grandchildren, which the kernel does not kill with us as it does our children. Keep the result as long as it is to hold.
     """
-    line = f"read -r _; kill -9 {' '.join(map(str, _descendants()))}"
+    line = f"read -r _; kill -9 {' '.join(map(str, [-group] if group else _descendants()))}"
     return subprocess.Popen(["/bin/sh", "-c", line], stdin=subprocess.PIPE, start_new_session=True)
 
 

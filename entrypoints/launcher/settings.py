@@ -35,6 +35,7 @@ class Setting(NamedTuple):
 SETTINGS = (
     Setting("model", str, None, "Folder or hub id of the model.", spellings=("--model-path",)),
     Setting("model_name", str, None, "Name that the API shows.", spellings=("--served-model-name",)),
+    Setting("profile", str, None, "What the image's presets are for: latency or throughput, where it has them (default: both)."),
     Setting("role", str, "auto", "What this container does.", ("auto", "single", "head", "worker")),
     Setting(
         "nodes", int, None, "Nodes in the stack, the head included (default: what the scheduler says, else 1).", spellings=("--nnodes",)
@@ -115,6 +116,7 @@ class Settings(NamedTuple):
 
     model: str | None
     model_name: str | None
+    profile: str | None
     role: str
     nodes: int | None
     gpus: int | None

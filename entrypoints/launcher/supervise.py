@@ -20,9 +20,10 @@ from typing import IO, TYPE_CHECKING
 from launcher import log
 from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
+from launcher.phases import Phases
 from launcher.plan import LaunchPlan
 from launcher.probe import TOKEN_TIMEOUT, Server, State
-from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants, oom_kills
+from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants, leash, oom_kills
 
 if TYPE_CHECKING:
     from launcher import cluster
@@ -58,9 +59,12 @@ def run(plan: LaunchPlan, secrets: dict[str, str] | None = None) -> int:
 class Child:
     """A process that the main loop starts and reaps. `quiet` keeps its output to its last lines; all of it is passed on otherwise."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], *, quiet: bool, death: re.Pattern[bytes] | None) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], *, quiet: bool, death: re.Pattern[bytes] | None, phases: Phases | None = None
+    ) -> None:
         """Not started yet."""
         self.command, self.environment, self.quiet, self.death = command, environment, quiet, death
+        self.phases = phases  # until it is ready
         self.kept: collections.deque[bytes] = collections.deque(maxlen=KEPT_LINES)
         self.started, self.ended = threading.Event(), threading.Event()
         self.status: int | None = None
@@ -120,6 +124,9 @@ class Child:
                     sys.stdout.buffer.flush()
             *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
             self.kept.extend(line[:KEPT_BYTES] for line in lines if line)
+            if phases := self.phases:
+                for line in lines:
+                    phases.line(line[:KEPT_BYTES])
             if self.death and not self.last_words:
                 found = next((line for line in lines if self.death.match(line)), None)
                 self.last_words = (time.monotonic(), found.decode("utf-8", "replace").strip()) if found else None
@@ -206,10 +213,12 @@ class Supervisor:
             command, environment = self.node.bring_up(self) if self.node else (self.plan.command, self.plan.environment)
             if command:
                 self.engine = self.spawn(command, environment, engine=True)
+                self.leash = leash(self.engine.process.pid)  # a core without its server would keep the GPU
             if self.node and not self.plan.serves:
                 self.node.follow(self)
                 return
             model = self._await_ready(time.monotonic())
+            self._started()
             if self.node:
                 self.node.ready()
             self._guard(model)
@@ -220,7 +229,8 @@ class Supervisor:
 
     def spawn(self, command: list[str], environment: dict[str, str], *, quiet: bool = False, engine: bool = False) -> Child:
         """Have the main loop start a process. Raises EngineDied when it cannot be started."""
-        child = Child(command, environment, quiet=quiet, death=ENGINES[self.plan.engine].DEATH if engine else None)
+        death, phases = (ENGINES[self.plan.engine].DEATH, Phases(self.plan.engine)) if engine else (None, None)
+        child = Child(command, environment, quiet=quiet, death=death, phases=phases)
         self.wanted.append(child)
         os.kill(os.getpid(), signal.SIGCHLD)  # wakes the main loop
         child.started.wait()
@@ -376,6 +386,12 @@ class Supervisor:
             self.ready.set()
             return model
         raise StartTimeout(f"The engine is not ready after {self.plan.start_seconds:g} s ({last}); LAUNCH_START_SECONDS is the deadline.")
+
+    def _started(self) -> None:
+        """Say what the start took. What the engine prints from now on may hold what visitors wrote."""
+        if self.engine and self.engine.phases:
+            phases, self.engine.phases = self.engine.phases, None
+            phases.ready()
 
     def _guard(self, model: str) -> None:
         failures, next_token, seen = 0, time.monotonic() + self.plan.probe_seconds, self.server.progress()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from engineroom.errors import CannotBuild, CannotRun, CatalogError, UnknownName
 from launcher import fit, tensors
 from launcher.engines import ENGINES
+from launcher.settings import OWN_FLAGS
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -51,6 +52,13 @@ class Setting(Row):
     flag: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     value: Scalar
     why: Reason
+
+
+class Preset(Setting):
+    """A flag of a profile. `measured` says what it gave and where, or that nobody here has measured it; `model_types` limits it to such models."""
+
+    measured: Reason
+    model_types: tuple[str, ...] = ()
 
 
 class Variable(Row):
@@ -329,6 +337,7 @@ class Image(Row):
     prune: bool = False
     args: tuple[Setting, ...] = ()
     env: tuple[Variable, ...] = ()
+    profiles: dict[Name, tuple[Preset, ...]] = {}
 
 
 class ImpossibleImage(Row):
@@ -345,7 +354,7 @@ class Stack(Row):
     """A model served by an image on `nodes` nodes of `gpus` GPUs each. Sizes in tokens, times in seconds.
 
     `gpu` is the kind and memory that it was planned for: `v100-32`; `fp8_cache` says that its settings keep the KV cache in 8 bits.
-    `tp` is the tensor parallel size, the GPUs of a node unless given; a node without GPUs counts as one device.
+    `profile` is one of the image's. `tp` is the tensor parallel size, the GPUs of a node unless given; a node without GPUs counts as one device.
     """
 
     title: str
@@ -356,6 +365,7 @@ class Stack(Row):
     gpu: str = ""
     fp8_cache: bool = False
     tp: int | None = Field(default=None, ge=1)
+    profile: Name | None = None
     max_model_len: int = Field(gt=0)
     max_seqs: int | None = None
     start_seconds: int | None = None
@@ -538,6 +548,12 @@ class Catalog:
         release = _known(self.releases, image.engine, f"{where}.engine")
         if image.model is not None:
             _known(self.models, image.model, f"{where}.model")
+        for profile, presets in image.profiles.items():
+            for preset in presets:
+                if preset.flag in OWN_FLAGS:
+                    raise CatalogError(
+                        f"{where}.profiles.{profile}: --{preset.flag} is the launcher's own setting {OWN_FLAGS[preset.flag]}."
+                    )
         for gpu_name in image.gpus:
             gpu = _known(self.gpus, gpu_name, f"{where}.gpus")
             for rule in self.impossible_images.values():
@@ -554,6 +570,8 @@ class Catalog:
     def _check_stack(self, where: str, stack: Stack) -> None:
         image = _known(self.images, stack.image, f"{where}.image")
         model = _known(self.models, stack.model, f"{where}.model")
+        if stack.profile and stack.profile not in image.profiles:
+            raise CatalogError(f"{where}.profile: {stack.image} has no {stack.profile}; it has {', '.join(image.profiles) or 'none'}.")
         kind, _, gib = stack.gpu.rpartition("-")
         if stack.gpus and not (kind in image.gpus and gib.isdigit() and int(gib) in self.gpus[kind].memory_gib):
             known = ", ".join(f"{name}-{size}" for name in image.gpus for size in self.gpus[name].memory_gib)

@@ -188,7 +188,9 @@ def of_stack(catalog: Catalog, name: str, memory: int = 0) -> Plan:
         raise BadRequest(f"{name} runs on CPUs: its cache takes what VLLM_CPU_KVCACHE_SPACE says, in GiB. Plan a stack with GPUs.")
     on = machines(catalog, f"{stack.gpu}:{stack.gpus}", stack.nodes)
     on = on._replace(memory=memory or on.memory)
-    args = {setting.flag: setting.value for setting in (*catalog.images[stack.image].args, *stack.args)}
+    image = catalog.images[stack.image]
+    presets = image.profiles[stack.profile] if stack.profile else ()
+    args = {setting.flag: setting.value for setting in (*image.args, *presets, *stack.args)}
     if stack.fp8_cache:
         args["kv-cache-dtype"] = "fp8"
     wanted = Wanted(

@@ -163,6 +163,7 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "model_name": image.model or "",
         "args": args,
         "env": {variable.name: variable.value for variable in image.env},
+        "profiles": {name: [preset.model_dump() for preset in presets] for name, presets in image.profiles.items()},
         "siblings": siblings(catalog),
     }
 

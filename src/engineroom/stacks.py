@@ -53,6 +53,7 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
         "base": f"${{VENDOR_IMAGE:-{release.base}}}" if release.base else f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
         "secrets": ["hf_token", "cluster_token"] if clustered else ["hf_token"],
         "role": "head" if clustered else "single",
+        "passed_on": ["HF_ENDPOINT", "HF_HUB_OFFLINE", *([] if stack.profile else ["LAUNCH_PROFILE"])],
         "server": "127.0.0.1:${API_PORT:-8000}" if clustered else f"{name}-engine:8000",
         "page_port": "${WEBUI_PORT:-3000}" if clustered else "8080",
         "gateway": gateway(catalog, name, clustered=clustered, drain_seconds=stack.drain_seconds),
@@ -151,6 +152,8 @@ def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Va
         ]
     if stack.nodes > 1 or stack.pipeline_parallel > 1:
         found.append(variable("LAUNCH_PP", stack.pipeline_parallel, "pipeline parallel over what tensor parallel leaves"))
+    if stack.profile:
+        found.append(variable("LAUNCH_PROFILE", stack.profile, "the stack's row"))
     if stack.max_seqs:
         found.append(variable("LAUNCH_MAX_SEQS", stack.max_seqs, "the stack's row"))
     if reasoning:

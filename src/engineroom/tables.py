@@ -16,6 +16,7 @@ def documents(catalog: Catalog) -> dict[str, str]:
     tables = {
         "README.md": ("images", requirements(catalog)),
         "docs/images.md": ("measured", sizes(catalog)),
+        "docs/presets.md": ("presets", presets(catalog)),
         "docs/security.md": ("exceptions", exceptions(catalog)),
     }
     return {file: _placed(catalog.root / file, *table) for file, table in tables.items()}
@@ -52,6 +53,17 @@ def sizes(catalog: Catalog) -> list[str]:
             )
         )
     return _table(("Image", "Unpacked", "Compressed", "Pruned, compressed", "Cold build", "Warm build", "Upstream's"), rows)
+
+
+def presets(catalog: Catalog) -> list[str]:
+    """The flags of each image's profiles, and what each of them gave."""
+    rows = []
+    for name, image in catalog.images.items():
+        for profile, flags in image.profiles.items():
+            for preset in flags:
+                models = f" (only {', '.join(preset.model_types)})" if preset.model_types else ""
+                rows.append((f"`{name}`", f"`{profile}`", f"`--{preset.flag} {preset.value}`{models}", preset.why, preset.measured))
+    return _table(("Image", "Profile", "Flag", "Why", "Measured"), rows)
 
 
 def exceptions(catalog: Catalog) -> list[str]:

@@ -84,17 +84,19 @@ def test_fault_04_hangs_while_health_says_200(launch: Launch, monkeypatch: pytes
 
 @pytest.mark.fault(5)
 def test_fault_05_launcher_killed(launch: Launch) -> None:
-    """The engine does not outlive a launcher that was killed."""
-    launched = launch()
+    """Neither the engine nor a process of its own outlives a launcher that was killed."""
+    launched = launch(STUB_CORE="1")
     launched.wait_for("ready after")
     engine = launched.engine_pid()
+    started = [engine, *children(engine)]
+    assert len(started) == 2
     launched.process.kill()
     launched.process.wait()
     deadline = time.monotonic() + 5
-    while alive(engine) and time.monotonic() < deadline:
+    while any(map(alive, started)) and time.monotonic() < deadline:
         time.sleep(0.05)
 
-    assert not alive(engine)
+    assert not any(map(alive, started))
 
 
 @pytest.mark.fault(6)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import socket
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -86,6 +87,8 @@ class Stand:
         self.starts.append((name, self.engine.wait_for("ready after", READY)))
         self.broken.remove(self.running)
         figure(f"{name}: ready, s", round(self.starts[-1][1], 1))
+        for phases in re.findall(r"\[launch\] started +(.+)", self.engine.said()):
+            figure(f"{name}: phases", phases)
         return self.engine
 
     def end(self) -> None:
@@ -141,7 +144,26 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def below(pid: int) -> dict[int, str]:
+    """Living processes below this one with their command lines. Not by their environments: vLLM writes its titles over them."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(folder.name)] = int(parent), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    family = {pid}
+    while grown := {child for child, (parent, _) in parents.items() if parent in family} - family:
+        family |= grown
+    return {child: parents[child][1] for child in family - {pid}}
+
+
+def server_of(engine: Launched) -> int:
+    """The engine as the launcher started it."""
+    assert engine.process
+    return next(pid for pid, line in below(engine.process.pid).items() if "vllm serve" in line)
+
+
 def core_of(engine: Launched) -> int:
     """The process in which vLLM keeps the GPU, by the title that it gives itself."""
-    titled = subprocess.run(["pgrep", "-f", "VLLM::EngineCore"], capture_output=True, text=True, check=True).stdout.split()
-    return next(int(pid) for pid in titled if int(pid) in engine.processes())
+    return next(pid for pid, line in below(server_of(engine)).items() if "VLLM::EngineCore" in line)

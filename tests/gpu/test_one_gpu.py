@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu.stand import Stand, core_of
+from gpu.stand import Stand, below, core_of, server_of
 from gpus import REHEARSAL, figure, memory
 from launched import ROOT, Launched
 
@@ -160,8 +160,8 @@ def test_memory_bf16(stand: Stand) -> None:
 def test_fault_07_sigterm_in_mid_stream(stand: Stand) -> None:
     """The stream finishes, a new request gets 503, and the launcher ends with 0."""
     engine = stand.serve("7b bf16")
-    body: dict[str, Any] = {"model": "m", "prompt": "1 + 1", "max_tokens": 60 if REHEARSAL else 1500, "ignore_eos": True}
-    body["stream_options"] = {"include_usage": True}
+    body: dict[str, Any] = {"model": "m", "prompt": "1 + 1", "max_tokens": 60 if REHEARSAL else 1500, "temperature": 0}
+    body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
     stream = engine.post("/v1/completions", body, stream=True)
     time.sleep(2)
     assert not stream.done()
@@ -181,7 +181,8 @@ def test_fault_07_sigterm_in_mid_stream(stand: Stand) -> None:
 
 def sums() -> list[tuple[int, str, int]]:
     """Distinct sums that the demo model was not trained on: one pair in twenty, by the hash in scripts/train-demo-model."""
-    rng, found = random.Random(20), {}
+    rng = random.Random(20)
+    found: dict[tuple[int, str, int], None] = {}
     while len(found) < SUMS:
         a, b = (rng.randint(0, 999) % rng.choice((10, 100, 1000, 1000)) for _ in range(2))
         if zlib.crc32(f"{min(a, b)} {max(a, b)}".encode()) % 20 == 0:
@@ -287,11 +288,12 @@ def test_fault_05_launcher_killed(stand: Stand) -> None:
     """Nothing outlives a launcher that was killed, and the GPU is empty."""
     engine = stand.serve("7b bf16")
     assert engine.process
+    started = below(engine.process.pid)
     engine.process.kill()
     engine.process.wait()
     deadline = time.monotonic() + 15
-    while engine.processes():
-        assert time.monotonic() < deadline, engine.processes()
+    while left := started.keys() & below(1).keys():
+        assert time.monotonic() < deadline, {pid: started[pid] for pid in left}
         time.sleep(0.2)
 
 
@@ -314,9 +316,3 @@ def ask_to_stop(engine: Launched) -> None:
     """As `docker stop` does."""
     assert engine.process
     engine.process.terminate()
-
-
-def server_of(engine: Launched) -> int:
-    """The engine, which is the launcher's first child."""
-    assert engine.process
-    return int(Path(f"/proc/{engine.process.pid}/task/{engine.process.pid}/children").read_text().split()[0])

@@ -50,14 +50,15 @@ def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
 def settings(model: Path, executor: str, folder: Path) -> dict[str, str]:
     """What both nodes get; `folder` is the machine's own."""
     dummy = {"LAUNCH_ARG_LOAD_FORMAT": "dummy"} if model.name != "demo-r1" else {}
-    image = ROOT / "images/h200-fp8/image.json"
+    image, stub = ROOT / "images/h200-fp8/image.json", {}
     if REHEARSAL:
+        stub = {"LAUNCH_CHECKS": "warn", "PATH": f"{ROOT / 'tests/stubs'}:{os.environ['PATH']}"}
         image = folder / "image.json"
         image.write_text(json.dumps(STUB_FACTS))
     return {
         "LAUNCH_IMAGE": str(image), "LAUNCH_MODEL": str(model), "LAUNCH_MODEL_NAME": "m", "LAUNCH_NODES": "2", "LAUNCH_GPUS": "1",
         "LAUNCH_TP": "1", "LAUNCH_PP": "2", "LAUNCH_EXECUTOR": executor, "LAUNCH_CLUSTER_TOKEN": "of-two-gpus", "LAUNCH_MAX_MODEL_LEN": "4096",
-        "HF_HUB_OFFLINE": "1", **({"LAUNCH_CHECKS": "warn"} if REHEARSAL else {}), **dummy,
+        "HF_HUB_OFFLINE": "1", **stub, **dummy,
     }  # fmt: skip
 
 

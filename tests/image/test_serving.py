@@ -50,6 +50,17 @@ def test_fault_28_29_any_user_read_only_no_capabilities(hardened: Server) -> Non
     assert "<think>" not in thought + answer
 
 
+def test_phases_of_the_start(hardened: Server) -> None:
+    """The pinned release prints the lines that the launcher knows: every second of the start has a name, and the names add up."""
+    hardened.wait_for("started   ")
+    total, told = re.findall(r"\[launch\] started   ([\d.]+) s: (.*)", hardened.logs)[0]
+    spent = {phase: float(seconds) for phase, seconds in (part.rsplit(" ", 1) for part in told.split(", "))}
+
+    assert sum(spent.values()) == pytest.approx(float(total), abs=0.5)
+    assert {"imports", "server", "first token"} <= set(spent)
+    assert "other" not in spent
+
+
 def test_log_probabilities(hardened: Server) -> None:
     """They are computed by a function that torch would compile, and there is no compiler: the server answers and goes on."""
     with hardened.post("/v1/completions", {"model": "demo-r1", "prompt": "1", "max_tokens": 2, "logprobs": 2}) as response:

@@ -142,3 +142,23 @@ def test_executors_are_the_launchers() -> None:
     (choices,) = (setting.choices for setting in SETTINGS if setting.name == "executor")
 
     assert set(choices) == {"auto", "mp", *get_args(Executor.model_fields["name"].annotation)}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("compose/stacks.toml", 'profile = "latency"', 'profile = "fast"', "b200-fp4 has no fast; it has latency, throughput"),
+        (
+            "images/images.toml",
+            'flag = "performance-mode"',
+            'flag = "max-num-seqs"',
+            "--max-num-seqs is the launcher's own setting LAUNCH_MAX_SEQS",
+        ),
+    ],
+)
+def test_profiles_that_cannot_be_are_refused(copy: Path, file: str, old: str, new: str, message: str) -> None:
+    """A stack names a profile that its image has, and a profile leaves the launcher's settings alone."""
+    edit(copy / file, old, new)
+
+    with pytest.raises(CatalogError, match=re.escape(message)):
+        Catalog(copy)

@@ -476,3 +476,64 @@ def code(result: Result) -> int:
         assert isinstance(command, list)
         assert all(isinstance(part, str) for part in command)
     return result.exit_code
+
+
+MODELS = {
+    "qwen2": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+    "deepseek_v3": "deepseek-ai/DeepSeek-R1-0528",
+}  # a type of model, and one of it
+PROFILES = [
+    (image, profile) for image in IMAGES for profile in json.loads((ROOT / "images" / image / "image.json").read_text())["profiles"]
+]
+
+
+@pytest.mark.parametrize(("image", "profile"), PROFILES)
+def test_profiles_are_made_of_flags_of_the_release(launcher: Path, image: str, profile: str) -> None:
+    """Every flag passes the check against the snapshot, and is told with its reason and where it was measured."""
+    rows = json.loads((ROOT / "images" / image / "image.json").read_text())["profiles"][profile]
+    for row in rows:
+        for kind in row["model_types"] or ["qwen2"]:
+            found = plan(launcher, image, LAUNCH_MODEL=MODELS[kind], LAUNCH_PROFILE=profile, LAUNCH_CHECKS="warn")
+            assert str(row["value"]) in found["command"]
+            name = f"--{row['flag']}"
+            assert {"name": name, "value": str(row["value"]), "source": f"{row['why']} {row['measured']}"} in found["presets"]
+
+
+def test_a_profile_is_below_the_users_flags(launcher: Path) -> None:
+    """What the user sets counts, from the environment and on the command line; what is for other models is left out. Both are said."""
+    found = plan(launcher, "h200-fp8", "--performance-mode", "balanced", LAUNCH_MODEL=MODEL, LAUNCH_PROFILE="latency")
+
+    assert found["command"][found["command"].index("--performance-mode") + 1] == "balanced"
+    assert "--speculative-config" not in found["command"]
+    assert [choice["source"] for choice in found["presets"]] == ["not taken: yours counts", "not taken: it is for deepseek_v3"]
+    found = plan(launcher, "h200-fp8", LAUNCH_MODEL=MODEL, LAUNCH_PROFILE="throughput", LAUNCH_ARG_KV_CACHE_DTYPE="auto")
+    assert found["command"][found["command"].index("--kv-cache-dtype") + 1] == "auto"
+
+
+def test_a_profile_counts_in_what_fits(launcher: Path) -> None:
+    """An FP8 cache holds twice the tokens."""
+    fits = [
+        plan(launcher, "h200-fp8", LAUNCH_MODEL=MODELS["qwen2"], LAUNCH_CHECKS="warn", LAUNCH_PROFILE=profile)["sizing"]["fit"]
+        for profile in ("", "throughput")
+    ]
+
+    assert fits[1]["tokens"] == pytest.approx(2 * fits[0]["tokens"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("image", "profile", "message"),
+    [
+        (
+            "h200-fp8", "latancy",
+            "Image h200-fp8 has no profile latancy; it has latency, throughput. Did you mean latency? Set LAUNCH_PROFILE to one that it has, or unset it.",
+        ),
+        (
+            "v100-half", "latency",
+            "Image v100-half has no profile latency; it has none: its settings are for every load. Set LAUNCH_PROFILE to one that it has, or unset it.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_profile_that_is_not_there_is_refused(launcher: Path, image: str, profile: str, message: str) -> None:
+    """With those that are."""
+    assert refusal(launcher, image, LAUNCH_MODEL=MODEL, LAUNCH_PROFILE=profile) == [message]
+    assert plan(launcher, image, LAUNCH_MODEL=MODEL, LAUNCH_PROFILE="")["presets"] == []
