@@ -32,11 +32,11 @@ REST = {
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, str]] = {
     "r1-h200 without DeepGEMM": {"VLLM_USE_DEEP_GEMM": "0"},
-    "r1-h200": {"VLLM_DEEP_GEMM_WARMUP": "skip"},  # it would compile kernels for every number of tokens, for minutes
     "r1-h200 with its draft layer": {
         "VLLM_USE_DEEP_GEMM": "0",
         "LAUNCH_ARG_SPECULATIVE_CONFIG": '{"method":"mtp","num_speculative_tokens":1}',
     },
+    "r1-h200": {"VLLM_DEEP_GEMM_WARMUP": "skip"},  # it would compile kernels for every number of tokens, for minutes
 }
 pytestmark = [
     pytest.mark.skipif(not (REHEARSAL or memory()), reason="no GPU here"),
