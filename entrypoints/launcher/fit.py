@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     """A model as far as memory depends on it.
 
     `windows` has the attention window of every layer, 0 for the whole context; `latent` is the size of a compressed key and value (MLA),
-    0 without; `routed` how many experts compute a token, 0 without.
+    0 without; `routed` how many experts compute a token, 0 without; `drafts` how many layers draft tokens, beside the others.
     """
 
     layers: int
@@ -49,6 +49,7 @@ class Shape(NamedTuple):
     routed_inner: int
     block: int
     context: int
+    drafts: int = 0
 
 
 class Engine(NamedTuple):
@@ -75,6 +76,11 @@ TOKENS = ("max-num-batched-tokens", "chunked-prefill-size", "max-num-tokens")
 NO_GRAPHS = ("enforce-eager", "disable-cuda-graph")
 
 
+def drafts(flag: Callable[..., str]) -> bool:
+    """Whether these flags have the model's own draft layers loaded: the methods of vLLM's --speculative-config whose names end in mtp."""
+    return 'mtp"' in flag("speculative-config")
+
+
 def engine(memory: Mapping[str, Any], flag: Callable[..., str]) -> Engine:
     """How a release deals memory out, with what its flags change of it.
 
@@ -99,13 +105,15 @@ def engine(memory: Mapping[str, Any], flag: Callable[..., str]) -> Engine:
 class Layout(NamedTuple):
     """How the model is cut and held.
 
-    `weights` is how linear weights are held: as `stored`, `fp8` or `half`; `cache` is the bytes of a cached number.
+    `weights` is how linear weights are held: as `stored`, `fp8` or `half`; `cache` is the bytes of a cached number; `drafts` says that the
+    model's own draft layers are loaded.
     """
 
     tp: int
     pp: int
     weights: str = "stored"
     cache: int = 2
+    drafts: bool = False
 
 
 class Limits(NamedTuple):
@@ -172,6 +180,7 @@ def shape(config: Mapping[str, Any]) -> Shape | None:
             routed_inner=_count(config.get("moe_intermediate_size") or inner),
             block=_count((quantised.get("weight_block_size") or [1])[0]),
             context=_context(config),
+            drafts=_count(config.get("num_nextn_predict_layers") or 0, 0),
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None
@@ -218,7 +227,11 @@ def split(layers: int, stages: int) -> list[int]:
 
 
 def weights(tensors: Sequence[Tensor], model: Shape, layout: Layout) -> list[int]:
-    """Bytes of the weights on one GPU of each stage. Draft layers are not loaded."""
+    """Bytes of the weights on one GPU of each stage. Draft layers are on the last, and share their tables with the model where it has them.
+
+    Source of the last: load_eagle_model in vllm/v1/worker/gpu/spec_decode/eagle/utils.py, 0.25.1.
+    """
+    shared = ("shared_head.head.weight", *(("embed_tokens.weight",) if layout.pp == 1 else ()))
     counts = split(model.layers, layout.pp)
     stage_of = [stage for stage, count in enumerate(counts) for _ in range(count)]
     held = [0.0] * layout.pp
@@ -232,6 +245,8 @@ def weights(tensors: Sequence[Tensor], model: Shape, layout: Layout) -> list[int
                 held[stage] += bytes_here
         elif layer < model.layers:
             held[stage_of[layer]] += bytes_here
+        elif layout.drafts and not tensor.name.endswith(shared):
+            held[-1] += bytes_here
     return [round(stage) for stage in held]
 
 
@@ -270,7 +285,7 @@ def _share(tensor: Tensor, model: Shape, tp: int) -> float:
     are on every GPU, and a key or value head is on several where there are fewer of them than GPUs.
     """
     name = tensor.name
-    if "_a_proj" in name or ".gate.weight" in name or "norm" in name:
+    if any(part in name for part in ("_a_proj", "eh_proj", ".gate.weight", "norm")):
         return 1.0
     if ".k_proj" in name or ".v_proj" in name:
         return max(1 / tp, 1 / model.kv_heads)
@@ -282,7 +297,7 @@ def _share(tensor: Tensor, model: Shape, tp: int) -> float:
 def cache(model: Shape, layout: Layout) -> list[tuple[int, int]]:
     """Bytes of the KV cache on one GPU of each stage: by token, and by request for layers with a window.
 
-    A latent cache is the same on every tensor-parallel GPU. Source: https://arxiv.org/abs/2405.04434, section 2.1.
+    A latent cache is the same on every tensor-parallel GPU. Source: https://arxiv.org/abs/2405.04434, section 2.1. A draft layer has its own.
     """
     numbers = model.latent or 2 * max(model.kv_heads // layout.tp, 1) * model.head_dim
     found, start = [], 0
@@ -290,6 +305,9 @@ def cache(model: Shape, layout: Layout) -> list[tuple[int, int]]:
         windows = model.windows[start : start + count]
         start += count
         found.append((numbers * layout.cache * windows.count(0), numbers * layout.cache * sum(windows)))
+    if layout.drafts:
+        token, request = found[-1]
+        found[-1] = token + numbers * layout.cache * model.drafts, request
     return found
 
 

@@ -147,7 +147,8 @@ def _given(settings: Settings, node: Node) -> Iterator[Choice]:
 def _held(cut: Layout, command: Sequence[str]) -> fit.Layout:
     """How weights and cache are held, by the engine's flags."""
     weights = "fp8" if flag_value(command, "quantization").startswith("fp8") else "stored"
-    return fit.Layout(cut.tp, cut.pp, weights, 1 if flag_value(command, "kv-cache-dtype").startswith("fp8") else 2)
+    cache = 1 if flag_value(command, "kv-cache-dtype").startswith("fp8") else 2
+    return fit.Layout(cut.tp, cut.pp, weights, cache, fit.drafts(lambda *names: flag_value(command, *names)))
 
 
 def _length(found: fit.Fit, shape: fit.Shape) -> int | None:

@@ -122,8 +122,8 @@ LINEAR = ("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", "
 
 
 def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a linear layer that quantisation applies to: not embeddings, norms, routers and the last layer."""
-    return name.endswith((*LINEAR, "experts.gate_up_proj", "experts.down_proj"))
+    """Whether a tensor is the weight of a linear layer that quantisation applies to: not embeddings, norms, routers, the last layer and a draft layer's first."""
+    return name.endswith((*LINEAR, "experts.gate_up_proj", "experts.down_proj")) and "eh_proj" not in name
 
 
 def _known_storage(config: Mapping[str, Any]) -> bool:

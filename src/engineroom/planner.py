@@ -294,4 +294,4 @@ def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted) -> fit.L
     if not fit.shares(model.shape, tp) or (on.nodes > 1 and devices % tp) or pp > model.shape.layers:
         raise BadRequest(f"{model.title} cannot be cut by tensor parallel {tp} and pipeline parallel {pp} over {on}.")
     cache = 1 if wanted.flag("kv-cache-dtype").startswith("fp8") else 2
-    return fit.Layout(tp, pp, weights, cache)
+    return fit.Layout(tp, pp, weights, cache, fit.drafts(wanted.flag))

@@ -199,3 +199,25 @@ def test_a_config_may_hold_anything(name: str, data: some.DataObject) -> None:
         found = fit.fit(tensors.of_config(config), shape, fit.Layout(tp, 1), engine, 80 * GIB)
         assert found.tokens >= 0
         assert found.requests(1024) >= 0
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (8, 1), (1, 2)])
+def test_a_draft_layer_that_is_loaded(tp: int, pp: int) -> None:
+    """R1's draft layer: as much as any of its layers with experts, and its projection in 16 bits on every GPU; tables are the model's own."""
+    row = CATALOG.models["r1"]
+    found, layer, hidden = tensors.of_config(row.config), "model.layers.60.", row.shape.hidden
+    without, with_it = (fit.weights(found, row.shape, fit.Layout(tp, pp, drafts=drafts)) for drafts in (False, True))
+    one = sum(fit.weights([tensor for tensor in found if tensor.name.startswith(layer)], row.shape, fit.Layout(tp, pp)))
+    table = row.shape.vocabulary * hidden * 2 // tp if pp > 1 else 0  # stages do not share the table of words
+
+    assert without[:-1] == with_it[:-1]
+    assert with_it[-1] - without[-1] == one + 2 * hidden * hidden * 2 + 3 * hidden * 2 + table
+    assert fit.cache(row.shape, fit.Layout(tp, pp, drafts=True))[-1][0] == fit.cache(row.shape, fit.Layout(tp, pp))[-1][0] + 576 * 2
+
+
+def test_drafts_by_flag() -> None:
+    """The method decides: a draft model of its own is counted by nobody."""
+    said = {"speculative-config": '{"method": "deepseek_mtp", "num_speculative_tokens": 1}'}
+    assert fit.drafts(lambda name: said.get(name, ""))
+    assert not fit.drafts(lambda _: '{"method":"ngram","num_speculative_tokens":3}')
+    assert not fit.drafts(lambda _: "")
