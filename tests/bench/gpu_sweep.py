@@ -156,6 +156,8 @@ def main() -> None:
     known = rows(options.config)
     if unknown := [name for name in options.rows if name not in known]:
         parser.error(f"no configuration is called {', '.join(unknown)}; there are {', '.join(known)}")
+    if used := [name for name in options.rows or known if (options.out / name).exists()]:
+        parser.error(f"{options.out} has {', '.join(used)} already: remove it, or name another folder with --out")
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or seven_billion(Path(folder))
         settings = {"LAUNCH_IMAGE": str(options.image.resolve()), "LAUNCH_MODEL": str(model), "LAUNCH_MODEL_NAME": NAME}
