@@ -32,7 +32,8 @@ REST = {
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, str]] = {
     "r1-h200": {},
-    "r1-h200 with its draft layer": {"LAUNCH_ARG_SPECULATIVE_CONFIG": '{"method":"mtp","num_speculative_tokens":1}'},
+    "r1-h200, latency": {"LAUNCH_PROFILE": "latency"},  # with its draft layer
+    "r1-h200, throughput": {"LAUNCH_PROFILE": "throughput"},  # with an FP8 cache
     # With a CUDA toolkit on the PATH, which the image has not. It would compile for every number of tokens first, for minutes.
     "r1-h200 with DeepGEMM": {"VLLM_USE_DEEP_GEMM": "1", "VLLM_DEEP_GEMM_WARMUP": "skip"},
 }
