@@ -13,6 +13,7 @@ import contextlib
 import json
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ REQUESTS = {1: 3, 32: 64, 128: 256}  # requests by how many at once
 SAMPLED = ("--temperature", "0.6", "--top-p", "0.95")  # as the model's authors recommend
 READY_SECONDS = 240
 LOAD_SECONDS = 90
+STOP_SECONDS = 20
 
 STARTED = r"\[launch\] started +[\d.]+ s: (.+)"
 VALUES = {  # lines of vLLM's log
@@ -68,6 +70,15 @@ def said(server: Launched) -> dict[str, Any]:
     if phases := re.search(STARTED, text):
         found["phases"] = {name: float(seconds) for name, _, seconds in (part.rpartition(" ") for part in phases[1].split(", "))}
     return found
+
+
+def stop(server: Launched) -> None:
+    """Ask the launcher, which knows all that it has started; then whatever is left. A second or two."""
+    if server.process:
+        server.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(STOP_SECONDS)
+    server.close()
 
 
 class Load:
@@ -137,7 +148,7 @@ def sweep(chosen: list[Row], settings: dict[str, str], model: Path, out: Path, s
         except Exception as error:  # noqa: BLE001 - the next configuration has its turn
             fact(row.name, failed=f"{type(error).__name__}: {error}"[-3000:])
         finally:
-            server.close()
+            stop(server)
             with contextlib.suppress(AssertionError):  # the next start says what it lacks
                 is_freed()
             longest = max(longest, before - left())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import shapes
-from bench.gpu_sweep import NAME, Load, said
+from bench.gpu_sweep import NAME, Load, said, stop
 from gpus import REHEARSAL, figure, is_freed, keep, memory
 from launched import ROOT, Launched
 
@@ -90,7 +90,7 @@ def test_four_layers(variant: str, model: Path, tmp_path: Path) -> None:
         if not REHEARSAL:
             loads(variant, model)
     finally:
-        server.close()
+        stop(server)
         keep(server.log, variant.replace(" ", "-"))
         is_freed()
 
