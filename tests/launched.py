@@ -105,10 +105,12 @@ class Launched:
             return 0
 
     def close(self) -> None:
-        """End whatever is left."""
-        self.send(signal.SIGKILL)
+        """End whatever is left; the launcher first, whose end also kills an engine that hides its environment behind a title."""
         if self.process:
+            self.process.kill()
             self.process.wait(30)
+            time.sleep(0.2)
+        self.send(signal.SIGKILL)
 
     def _response(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
