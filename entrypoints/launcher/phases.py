@@ -60,11 +60,12 @@ class Phases:
         self.spent[phase] = self.spent.get(phase, 0.0) + took
         return took
 
-    def ready(self) -> None:
-        """The first token has come out: say where the time went."""
+    def ready(self) -> float:
+        """The first token has come out: say where the time went, and return the whole of it."""
         self._pass(LAST if self.rows and self.at == len(self.rows) - 1 else OTHER)
         known = {phase: round(seconds, 1) for phase, seconds in dict(self.spent).items() if phase != OTHER}
         shown = {**known, OTHER: round(self.spent.get(OTHER, 0.0), 1)}
         total = round(self.last - self.began, 1)
         text = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in shown.items() if seconds)
         log.write("started", f"started   {total:.1f} s: {text}", seconds=total, phases=shown)
+        return total

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from launcher import __version__, flags, hardware, hub, layout, profiles, raynode, sizing
+from launcher import __version__, cache, flags, hardware, hub, layout, profiles, raynode, sizing
 from launcher import role as roles
 from launcher.engines import ENGINES
 from launcher.engines.common import Request, flag_value
@@ -38,7 +38,7 @@ class Cluster(NamedTuple):
 class LaunchPlan(NamedTuple):
     """What will run. `environment` holds only what is added to the container's own; secrets in it are in `secret_names`.
 
-    `cached` is what the hub's cache has of a model that is no folder; `config` is its config.json as far as it is known,
+    `cache` is where it keeps what it compiles, `cached` what the hub's cache has of a model that is no folder; `config` is its config.json as far as it is known,
     `presets` are the flags of the profile, `sizing` what it takes of the GPUs; `copies` of it run side by side (data parallel).
     `line` is the engine's command line as this node's settings make it, without what is known only once the nodes have met.
     `notes` say which flags were translated, `warnings` what is doubtful.
@@ -52,6 +52,7 @@ class LaunchPlan(NamedTuple):
     cluster: Cluster | None
     model: str
     model_name: str
+    cache: cache.Cache
     cached: hub.Cached | None
     config: Mapping[str, Any]
     profile: str | None
@@ -120,7 +121,9 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
     )
     line = engine.command(request)
     flags.check(translated.snapshot, line)
-    added = engine.environment(request)
+    anywhere = engine.command(request._replace(host="", port=0))
+    kept = cache.plan(engine.CACHE, facts.release, node.gpus, request.model, line=anywhere, env=env)
+    added = {**kept.variables, **engine.environment(request)}
     if cached and not cached.lacks and "HF_HUB_OFFLINE" not in env and not _asks_more(line):
         added["HF_HUB_OFFLINE"] = "1"
     if "HF_TOKEN" in settings.secrets:
@@ -135,6 +138,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         cluster=_cluster(settings, role, executor, gpus, _agreed(request, facts, line, role.nodes)) if role.nodes > 1 else None,
         model=request.model,
         model_name=request.model_name,
+        cache=kept,
         cached=cached,
         config=config,
         profile=settings.profile,

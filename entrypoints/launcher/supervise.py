@@ -17,7 +17,7 @@ import time
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from launcher import log
+from launcher import cache, log
 from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.phases import Phases
@@ -391,7 +391,7 @@ class Supervisor:
         """Say what the start took. What the engine prints from now on may hold what visitors wrote."""
         if self.engine and self.engine.phases:
             phases, self.engine.phases = self.engine.phases, None
-            phases.ready()
+            cache.started(self.plan.cache, phases.ready())
 
     def _guard(self, model: str) -> None:
         failures, next_token, seen = 0, time.monotonic() + self.plan.probe_seconds, self.server.progress()

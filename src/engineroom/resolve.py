@@ -30,18 +30,12 @@ OPENVEX = "/etc/engineroom/openvex.json"
 GATEWAY_IMAGE = "gateway"
 PROMETHEUS_IMAGE = "prometheus"
 
-# Every cache below one folder that a volume can hold, and a user name for libraries that ask for one of an unknown id.
+# Every cache below one folder that a volume can hold (compiled code where launcher.cache says), and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {
     "HOME": "/cache",
     "USER": "engine",
     "XDG_CACHE_HOME": "/cache",
     "HF_HOME": "/cache/huggingface",
-    "VLLM_CACHE_ROOT": "/cache/vllm",
-    "SGLANG_CACHE_DIR": "/cache/sglang",
-    "TRITON_CACHE_DIR": "/cache/triton",
-    "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
-    "FLASHINFER_WORKSPACE_BASE": "/cache/flashinfer",
-    "CUDA_CACHE_PATH": "/cache/cuda",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "PYTHONUNBUFFERED": "1",

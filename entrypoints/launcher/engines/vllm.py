@@ -8,6 +8,7 @@ import re
 from launcher.engines.common import Request, flags, merged
 
 HEALTH = "/health"
+CACHE = "VLLM_CACHE_ROOT"
 PROGRESS = "vllm:generation_tokens_total"
 RUNNING: tuple[str, ...] = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
