@@ -286,6 +286,17 @@ class Accuracy(Row):
     before: float
 
 
+class Tools(Row):
+    """Tool calls of a model: the name of the parser that reads them, an engine each, and why it is this one. Without parsers: why there are none.
+
+    `template` is the file in entrypoints/launcher/chat that tells the model of a request's tools, where the checkpoint's own does not.
+    """
+
+    parsers: dict[EngineKind, Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]] = {}
+    template: Annotated[str, StringConstraints(pattern=r"^([a-z0-9-]+\.jinja)?$")] = ""
+    why: Reason
+
+
 class Model(Row):
     """Checkpoint facts. `config` holds those fields of its config.json that say how large its tensors are; `bytes` is its size on disk.
 
@@ -299,6 +310,7 @@ class Model(Row):
     bytes: int
     precision: Precision
     reasoning: str = ""
+    tools: Tools
     sampling: Sampling
     source: Reason
     config: dict[str, Any]
