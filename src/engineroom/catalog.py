@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -402,6 +402,8 @@ class UpstreamStack(Row):
 
     title: str
     image: Name
+    gpus: ClassVar[int] = 0
+    nodes: ClassVar[int] = 1
 
 
 class ImpossibleStack(Row):
@@ -541,6 +543,10 @@ class Catalog:
         if name not in self.stacks:
             raise UnknownName("stack", name, (*self.stacks, *self.upstream_stacks))
         return self.stacks[name]
+
+    def any_stack(self, name: str) -> Stack | UpstreamStack:
+        """The row of this stack, with an engine of ours or without. Raises CannotBuild or UnknownName."""
+        return self.upstream_stacks.get(name) or self.stack(name)
 
     def release_of(self, image: str) -> Release:
         """The pinned engine release of an image."""
