@@ -32,7 +32,7 @@ DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+
 Reference = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][\w./:@-]*)?$")]
 Address = Annotated[str, StringConstraints(pattern=r"^(https://[\w./:-]+)?$")]
 HubId = Annotated[str, StringConstraints(pattern=r"^/?[A-Za-z0-9][\w.-]*(/[\w.-]+)*$")]
-Advisory = Annotated[str, StringConstraints(pattern=r"^GHSA(-[0-9a-z]{4}){3}$")]
+Advisory = Annotated[str, StringConstraints(pattern=r"^(GHSA(-[0-9a-z]{4}){3})?$")]
 Vulnerability = Annotated[str, StringConstraints(pattern=r"^CVE-\d{4}-\d{4,}$")]
 Scalar = bool | int | float | str
 T = TypeVar("T")
@@ -96,8 +96,8 @@ class AuditException(Row):
 class KnownHole(Row):
     """Vulnerabilities that a release keeps, in the words of OpenVEX (https://github.com/openvex/spec), with what contains them.
 
-    `advisories` names each and its entry in GitHub's database; `package` is the locked package that has them; `absent` are
-    packages without which it cannot be reached, and no lock of the release may have them. `why` says for `affected` what to do, else why it
+    `advisories` names each and its entry in GitHub's database, empty where that has none; `package` is the locked or Debian package that
+    has them; `absent` are packages without which it cannot be reached, and the release may not have them. `why` says for `affected` what to do, else why it
     does no harm. `checked` is the day on which somebody looked, `until` the day by which somebody must look again.
     """
 
@@ -259,10 +259,13 @@ class Release(Row):
             raise ValueError("install = 'vendor' needs `base`, the vendor's image")
         if self.install == "wheels" and not self.packages:
             raise ValueError("install = 'wheels' needs `packages`, what the lock starts from")
-        if self.exceptions and self.install != "wheels":
-            raise ValueError("`exceptions` name packages of a lock, and only install = 'wheels' has one")
+        if self.exceptions and self.install == "vendor":
+            raise ValueError("`exceptions` name packages of a lock or of `apt`, and the engine of install = 'vendor' is in neither")
         if self.install == "debs" and not self.apt:
             raise ValueError("install = 'debs' needs `apt`, the Debian packages that it is made of")
+        debs = {package for group in self.apt for package in group.packages}
+        if self.install == "debs" and (wrong := [hole.package for hole in self.exceptions if hole.package not in debs]):
+            raise ValueError(f"`exceptions` name {', '.join(wrong)}, which `apt` does not")
         return self
 
     @property

@@ -59,7 +59,7 @@ def exceptions(catalog: Catalog) -> list[str]:
     rows = []
     for name, release in catalog.releases.items():
         for hole in release.exceptions:
-            links = ", ".join(f"[{cve}](https://github.com/advisories/{entry})" for cve, entry in hole.advisories.items())
+            links = ", ".join(f"[{cve}]({vex.advisory(cve, entry)})" for cve, entry in hole.advisories.items())
             rows.append((f"`{name}`", hole.package, links, vex.IN_WORDS[hole.status], hole.why, str(hole.until)))
     return _table(("Release", "Package", "Hole", "The image is", "What contains it, or what to do", "Look again by"), rows)
 
