@@ -43,7 +43,7 @@ def sizes(catalog: Catalog) -> list[str]:
         rows.append(
             (
                 f"`{name}`",
-                f"{found.unpacked_mb / 1000:.1f} GB",
+                _gigabytes(found.unpacked_mb),
                 _gigabytes(found.compressed_mb),
                 _gigabytes(found.pruned_mb),
                 _seconds(found.cold_seconds),
@@ -65,7 +65,9 @@ def exceptions(catalog: Catalog) -> list[str]:
 
 
 def _gigabytes(megabytes: int | None) -> str:
-    return f"{megabytes / 1000:.1f} GB" if megabytes else "not measured"
+    if not megabytes:
+        return "not measured"
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes} MB"  # noqa: PLR2004
 
 
 def _seconds(seconds: float | None) -> str:
