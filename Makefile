@@ -5,7 +5,8 @@ STACK ?= demo-cpu
 PYTHON ?= python3
 # where vLLM is, the tools of .venv are not: pytest, pytest-timeout, and no settings but these
 GPU_PYTEST := -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning -q -s
-PUSH := tests/image/test_registry.py
+# What shares the demo, or measures pauses: one at a time
+DEMO := tests/browser $(addprefix tests/stack/,test_demo.py test_examples.py test_gateway.py test_gateway_demo.py test_observability.py test_upstream.py)
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
@@ -69,8 +70,9 @@ sbom: .venv ## list the packages in a built image: make sbom TARGET=cpu
 	@$(BIN)/engineroom sbom $(if $(TARGET),$(TARGET),$(error which? make sbom TARGET=cpu))
 
 test: .venv lint types check-render ## everything that a machine without a GPU can run
-	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest -m "not slow" --ignore=$(PUSH) tests/browser tests/image tests/stack
-	@$(BIN)/pytest -m "not slow" --hypothesis-profile=thorough -n 2 --dist loadfile tests/cluster $(PUSH) tests/faults tests/unit # mostly waiting: two at a time
+	@scripts/docker-engine && scripts/chromium && scripts/skopeo && $(BIN)/pytest -m "not slow" $(DEMO) # builds the images as well
+	@$(BIN)/pytest -m "not slow" --hypothesis-profile=thorough -n 2 --dist loadfile --no-loadscope-reorder $(DEMO:%=--ignore=%) \
+	  tests/cluster tests/image tests/stack tests/faults tests/unit # two at a time, the longest first
 
 test-fast: .venv ## the tests that need no container
 	@$(BIN)/pytest -q -n 4 --dist worksteal -m "not containers and not slow"

@@ -4,9 +4,8 @@
     python examples/tool_call.py "What is 348 + 275?"            the model decides whether to call
     python examples/tool_call.py "What is 348 + 275?" --force    it must call
 
-Deciding needs a model that was trained for tools, and a server that was told how that model writes a call
-(LAUNCH_ARG_ENABLE_AUTO_TOOL_CHOICE=true, LAUNCH_ARG_TOOL_CALL_PARSER=NAME); forcing needs neither, since the server
-then lets only a call through. The first R1 and its distills were not trained for tools; R1-0528 and V3-0324 were.
+Both need a model that was trained for tools and a server that was told how it writes a call. R1-0528 and V3-0324 were, and
+their stacks are told; the first R1, its distills and the demo model were not, and the demo's server says that it takes none.
 """
 
 from __future__ import annotations

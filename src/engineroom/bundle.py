@@ -66,11 +66,10 @@ class Redactor:
 
 def write(catalog: Catalog, host: Host, stack: str, file: Path) -> list[str]:
     """Write the archive, readable for its owner alone, and return the names in it. Raises UnknownName or CannotBuild, ServiceUnavailable."""
-    catalog.stack(stack)
+    row = catalog.any_stack(stack)
     services = running.containers(catalog, host, stack).get(stack, {})
     config = _config(host, stack)
     redactor = Redactor(secrets(host, config, services.values()))
-    row = catalog.stacks[stack]
     parts: dict[str, Callable[[], Any]] = {
         "versions.json": lambda: _versions(host, services),
         "docker.json": lambda: {name: value for name, value in machine.docker().info.items() if name in DOCKER_FACTS},
@@ -78,8 +77,9 @@ def write(catalog: Catalog, host: Host, stack: str, file: Path) -> list[str]:
         "status.json": lambda: status.as_json(status.Watch(catalog, host, stack).once()),
         "doctor.json": lambda: [check._asdict() for check in doctor.examine(catalog, host, stack).checks],
         "plan.json": lambda: plan_text.as_json(catalog, planner.of_stack(catalog, stack), None) if row.gpus else "no GPU, no plan",
-        "image.json": lambda: json.loads((catalog.root / "images" / row.image / "image.json").read_text()),
     }
+    if catalog.release_of(row.image).launched:
+        parts["image.json"] = lambda: json.loads((catalog.root / "images" / row.image / "image.json").read_text())
     for name, container in services.items():
         parts[f"{name}.state.json"] = partial(_state, container)
         parts[f"{name}.log"] = partial(running.log_text, container, LOG_LINES)

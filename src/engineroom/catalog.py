@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -33,7 +33,7 @@ DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+
 Reference = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][\w./:@-]*)?$")]
 Address = Annotated[str, StringConstraints(pattern=r"^(https://[\w./:-]+)?$")]
 HubId = Annotated[str, StringConstraints(pattern=r"^/?[A-Za-z0-9][\w.-]*(/[\w.-]+)*$")]
-Advisory = Annotated[str, StringConstraints(pattern=r"^GHSA(-[0-9a-z]{4}){3}$")]
+Advisory = Annotated[str, StringConstraints(pattern=r"^(GHSA(-[0-9a-z]{4}){3})?$")]
 Vulnerability = Annotated[str, StringConstraints(pattern=r"^CVE-\d{4}-\d{4,}$")]
 Scalar = bool | int | float | str
 T = TypeVar("T")
@@ -104,8 +104,8 @@ class AuditException(Row):
 class KnownHole(Row):
     """Vulnerabilities that a release keeps, in the words of OpenVEX (https://github.com/openvex/spec), with what contains them.
 
-    `advisories` names each and its entry in GitHub's database; `package` is the locked package that has them; `absent` are
-    packages without which it cannot be reached, and no lock of the release may have them. `why` says for `affected` what to do, else why it
+    `advisories` names each and its entry in GitHub's database, empty where that has none; `package` is the locked or Debian package that
+    has them; `absent` are packages without which it cannot be reached, and the release may not have them. `why` says for `affected` what to do, else why it
     does no harm. `checked` is the day on which somebody looked, `until` the day by which somebody must look again.
     """
 
@@ -267,10 +267,13 @@ class Release(Row):
             raise ValueError("install = 'vendor' needs `base`, the vendor's image")
         if self.install == "wheels" and not self.packages:
             raise ValueError("install = 'wheels' needs `packages`, what the lock starts from")
-        if self.exceptions and self.install != "wheels":
-            raise ValueError("`exceptions` name packages of a lock, and only install = 'wheels' has one")
+        if self.exceptions and self.install == "vendor":
+            raise ValueError("`exceptions` name packages of a lock or of `apt`, and the engine of install = 'vendor' is in neither")
         if self.install == "debs" and not self.apt:
             raise ValueError("install = 'debs' needs `apt`, the Debian packages that it is made of")
+        debs = {package for group in self.apt for package in group.packages}
+        if self.install == "debs" and (wrong := [hole.package for hole in self.exceptions if hole.package not in debs]):
+            raise ValueError(f"`exceptions` name {', '.join(wrong)}, which `apt` does not")
         return self
 
     @property
@@ -294,6 +297,17 @@ class Accuracy(Row):
     before: float
 
 
+class Tools(Row):
+    """Tool calls of a model: the name of the parser that reads them, an engine each, and why it is this one. Without parsers: why there are none.
+
+    `template` is the file in entrypoints/launcher/chat that tells the model of a request's tools, where the checkpoint's own does not.
+    """
+
+    parsers: dict[EngineKind, Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]] = {}
+    template: Annotated[str, StringConstraints(pattern=r"^([a-z0-9-]+\.jinja)?$")] = ""
+    why: Reason
+
+
 class Model(Row):
     """Checkpoint facts. `config` holds those fields of its config.json that say how large its tensors are; `bytes` is its size on disk.
 
@@ -307,6 +321,7 @@ class Model(Row):
     bytes: int
     precision: Precision
     reasoning: str = ""
+    tools: Tools
     sampling: Sampling
     source: Reason
     config: dict[str, Any]
@@ -400,6 +415,8 @@ class UpstreamStack(Row):
 
     title: str
     image: Name
+    gpus: ClassVar[int] = 0
+    nodes: ClassVar[int] = 1
 
 
 class ImpossibleStack(Row):
@@ -539,6 +556,10 @@ class Catalog:
         if name not in self.stacks:
             raise UnknownName("stack", name, (*self.stacks, *self.upstream_stacks))
         return self.stacks[name]
+
+    def any_stack(self, name: str) -> Stack | UpstreamStack:
+        """The row of this stack, with an engine of ours or without. Raises CannotBuild or UnknownName."""
+        return self.upstream_stacks.get(name) or self.stack(name)
 
     def release_of(self, image: str) -> Release:
         """The pinned engine release of an image."""

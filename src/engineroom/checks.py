@@ -24,9 +24,13 @@ class Check(NamedTuple):
     fix: str = ""
 
 
-def ports(host: Host, stack: str, running: set[str]) -> Iterator[Check]:
-    """The page's and the API's port must be free, or the stack's own; `running` are the services of this checkout that run."""
-    for service, variable, port in ((stack, "WEBUI_PORT", host.webui_port), (f"{stack}-engine", "API_PORT", host.api_port)):
+def ports(host: Host, stack: str, running: set[str], *, router: bool = False) -> Iterator[Check]:
+    """The page's and the API's port must be free, or the stack's own; `running` are the services of this checkout that run.
+
+    `router`: it stands in the engine's place, on a port that can be set apart from an engine's.
+    """
+    api = ("ROUTER_PORT", host.router_port) if router else ("API_PORT", host.api_port)
+    for service, variable, port in ((stack, "WEBUI_PORT", host.webui_port), (f"{stack}-engine", *api)):
         name = f"port {port}"
         if service in running:
             yield Check(name, "ok", f"in use by {service}, as it should be")
@@ -51,6 +55,20 @@ def cluster_token(host: Host, stack: str, nodes: int) -> Check:
         f"install -d -m 700 {folder} && openssl rand -hex 32 > {folder}/cluster-token\n"
         f"Write CLUSTER_TOKEN_FILE={folder}/cluster-token into .env, and copy the file to each machine (docs/two-machines.md).",
     )
+
+
+def upstream(host: Host) -> Iterator[Check]:
+    """What a page in front of another's service must be told: where that is, its model, and its key where it wants one."""
+    for variable, value, example in (
+        ("UPSTREAM_URL", host.upstream_url, "https://api.deepseek.com/v1"),
+        ("UPSTREAM_MODEL", host.upstream_model, "deepseek-reasoner"),
+    ):
+        if not value:
+            yield Check("service", "failed", f"{variable} is not set", f"Write it into .env, for example: {variable}={example}")
+    if host.upstream_key:
+        yield secret(host, "service key", "UPSTREAM_KEY_FILE", host.upstream_key)
+    else:
+        yield Check("service key", "ok", "UPSTREAM_KEY_FILE is not set: the service is asked without a key")
 
 
 def secret(host: Host, name: str, variable: str, file: Path) -> Check:

@@ -483,15 +483,18 @@ def logs(stack: str, follow: bool, tail: int | None) -> None:
 def smoke(stack: str, url: str | None, model: str, as_json: bool, **files: Path | None) -> None:
     """Ask STACK (default: demo-cpu), or the API at --url, one question: model listed, first token, speed, thought apart from the answer."""
     from engineroom import smoke as testing
+    from engineroom.catalog import Stack
 
     if url and not url.startswith(("http://", "https://")):
         raise click.UsageError(f"{url!r} is no http:// or https:// address.")
     rows, stack = catalog(), stack or ("" if url else "demo-cpu")
-    thinks = bool(stack and rows.models[rows.stack(stack).model].reasoning)
+    row = rows.any_stack(stack) if stack else None
+    own = row.model if isinstance(row, Stack) else ""  # of another's service, what its router lists is asked
+    thinks = bool(own and rows.models[own].reasoning)
     api = testing.Api(url.rstrip("/")) if url else testing.of_stack(rows, host(), stack)
     key = files["key_file"].read_text().split("\n", 1)[0].strip() if files["key_file"] else ""
     api = api._replace(key=key, ca=files["ca"])
-    found = testing.ask(api, model or (rows.stack(stack).model if stack else ""), thinks=thinks)
+    found = testing.ask(api, model or own, thinks=thinks)
     click.echo(json.dumps(testing.as_json(found), indent=1) if as_json else testing.text(api, found))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rich.filesize import decimal
 
 from engineroom import checks, disk, machine, suits
-from engineroom.catalog import Catalog
+from engineroom.catalog import Catalog, Stack
 from engineroom.checks import Check, Status
 from engineroom.host import Host
 from engineroom.sources import Sources
@@ -42,13 +42,13 @@ def examine(catalog: Catalog, host: Host, stack: str) -> Report:
 
     Raises UnknownName or CannotBuild for a stack that there is not.
     """
-    catalog.stack(stack)
+    catalog.any_stack(stack)
     doctor = Doctor(catalog, host, stack)
     return Report(
         stack,
         tuple(doctor.checks()),
         tuple(suits.images(catalog, doctor.nvidia)),
-        tuple(suits.stack(catalog, name, doctor.nvidia) for name in catalog.stacks),
+        tuple(suits.stack(catalog, name, doctor.nvidia) for name in (*catalog.stacks, *catalog.upstream_stacks)),
     )
 
 
@@ -57,7 +57,8 @@ class Doctor:
 
     def __init__(self, catalog: Catalog, host: Host, stack: str) -> None:
         """Asks Docker, GPUs and network, all but Docker at the same time."""
-        self.catalog, self.host, self.name, self.row = catalog, host, stack, catalog.stacks[stack]
+        self.catalog, self.host, self.name, self.row = catalog, host, stack, catalog.any_stack(stack)
+        self.model = catalog.models[self.row.model] if isinstance(self.row, Stack) else None
         self.docker = machine.docker()
         nvidia = machine.background(machine.nvidia, catalog.gpus)
         toolkit = machine.background(machine.ask, "nvidia-ctk", "--version")
@@ -75,7 +76,9 @@ class Doctor:
         yield self._hardware()
         yield from self._disk()
         yield from self._memory()
-        yield from checks.ports(self.host, self.name, self.running)
+        yield from checks.ports(self.host, self.name, self.running, router=not self.model)
+        if not self.model:
+            yield from checks.upstream(self.host)
         yield from self.sources.checks()
         if self.row.nodes > 1:
             yield checks.cluster_token(self.host, self.name, self.row.nodes)
@@ -153,14 +156,13 @@ class Doctor:
         if 0 < room.f_favail < IMAGE_FILES:  # 0 of a file system without a limit
             found = f"{room.f_favail} files can still be made below {folder}; building an image takes up to {IMAGE_FILES}"
             yield Check("inodes", "failed" if missing else "warning", found, disk.DOCKER_MEND)
-        weights = self.catalog.models[self.row.model].bytes
-        if self.sources.needs_hub() and free - wanted < weights:
-            found = f"{self.row.model} takes {decimal(weights)}, which do not fit below {folder} if they have to be fetched"
+        if self.model and self.sources.needs_hub() and free - wanted < self.model.bytes:
+            found = f"{self.model.title} takes {decimal(self.model.bytes)}, which do not fit below {folder} if they have to be fetched"
             yield Check("weights", "warning", found, "Set MODELS to a folder on a larger disk and MODEL to /models/NAME in .env.")
 
     def _memory(self) -> Iterator[Check]:
         available, shm = machine.memory(), machine.default_shm()
-        if available and not self.row.gpus and self.name not in self.running:
+        if available and self.model and not self.row.gpus and self.name not in self.running:
             found = f"{decimal(available)} available, {self.name} takes {decimal(DEMO_MEMORY)}"
             fix = "End other programs: ps aux --sort -rss | head"
             yield Check("memory", "ok", found) if available >= DEMO_MEMORY else Check("memory", "failed", found, fix)

@@ -35,6 +35,10 @@ class Host:
     apt_sources: Path | None
     api_port: int
     webui_port: int
+    router_port: int
+    upstream_url: str
+    upstream_model: str
+    upstream_key: Path | None
     hub: str
     hub_offline: bool
     model: str
@@ -62,6 +66,10 @@ class Host:
             apt_sources=_file(env, "APT_SOURCES"),
             api_port=_port(env, "API_PORT", 8000),
             webui_port=_port(env, "WEBUI_PORT", 3000),
+            router_port=_port(env, "ROUTER_PORT", _port(env, "API_PORT", 8000)),
+            upstream_url=env.get("UPSTREAM_URL", ""),
+            upstream_model=env.get("UPSTREAM_MODEL", ""),
+            upstream_key=_secret(root, env.get("UPSTREAM_KEY_FILE", "")),
             hub=env.get("HF_ENDPOINT") or HUB,
             hub_offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"),
             model=env.get("MODEL", ""),

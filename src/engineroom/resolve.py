@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engineroom.catalog import Catalog, Image, Model, Release
+from engineroom.catalog import Catalog, Image, Model, Release, Scalar
 from launcher.engines import ENGINES
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"
@@ -27,6 +27,7 @@ SOURCES = (
     ":!images/measured.toml",
 )  # as git names paths
 OPENVEX = "/etc/engineroom/openvex.json"
+CHAT_TEMPLATES = "/opt/launcher/launcher/chat"
 GATEWAY_IMAGE = "gateway"
 PROMETHEUS_IMAGE = "prometheus"
 
@@ -140,8 +141,8 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
     """image.json: what the launcher must know about the image that it is in."""
     image, release = catalog.images[name], catalog.release_of(name)
     args = {setting.flag: setting.value for setting in image.args}
-    if image.model and (parser := reasoning_parser(catalog.models[image.model], release)):
-        args["reasoning-parser"] = parser
+    if image.model:
+        args |= {flag: value for flag, (value, _) in answer_flags(catalog.models[image.model], release).items()}
     return {
         "image": name,
         "engine": release.engine,
@@ -255,9 +256,20 @@ def bake(catalog: Catalog) -> dict[str, Any]:
     return {"group": {"default": {"targets": ["cpu", PAGE_IMAGE]}}, "target": targets}
 
 
-def reasoning_parser(model: Model, release: Release) -> str:
-    """The parser's name in the engine's own spelling: vLLM says deepseek_r1, the others deepseek-r1."""
-    return model.reasoning if release.engine == "vllm" else model.reasoning.replace("_", "-")
+def answer_flags(model: Model, release: Release) -> dict[str, tuple[Scalar, str]]:
+    """Flags that take a model's answer apart, in the engine's own spelling, each with its value and why: the thought, and calls of tools."""
+    found: dict[str, tuple[Scalar, str]] = {}
+    if model.reasoning:  # vLLM says deepseek_r1, the others deepseek-r1
+        parser = model.reasoning if release.engine == "vllm" else model.reasoning.replace("_", "-")
+        found["reasoning-parser"] = (parser, "splits the thought from the answer")
+    if parser := model.tools.parsers.get(release.engine, ""):
+        if release.engine == "vllm":
+            found["enable-auto-tool-choice"] = (True, "the model may call tools without being told to")
+        flag = "tool-parser" if release.engine == "trtllm" else "tool-call-parser"
+        found[flag] = (parser, "takes calls of tools out of the answer")
+        if model.tools.template:
+            found["chat-template"] = (f"{CHAT_TEMPLATES}/{model.tools.template}", "tells the model of the tools, which its own leaves out")
+    return found
 
 
 def lock_file(catalog: Catalog, image: str) -> Path:

@@ -16,6 +16,7 @@ from launcher import log, probe
 
 KEPT_LINES = 2000  # of a log's end are read: the launcher writes few, an engine many
 ENGINE_PORT = "8000"
+ROUTER = "router: "  # how a line of entrypoints/router begins
 # What the launcher's exit codes say (docs/launcher.md), and those of the signals that containers die of.
 EXITS = {
     0: "stopped on request",
@@ -59,13 +60,14 @@ def containers(catalog: Catalog, host: Host, stack: str = "") -> dict[str, dict[
     """Containers of this checkout's stacks, or of one: stack -> service -> container. Raises ServiceUnavailable without Docker."""
     build.require_docker()
     found: dict[str, dict[str, Container]] = {}
+    names = (*catalog.stacks, *catalog.upstream_stacks)
     labels = [f"com.docker.compose.project={host.project}", "com.docker.compose.oneoff=False"]
     for container in docker.from_env().containers.list(all=True, filters={"label": labels}, ignore_removed=True):
         service = container.labels["com.docker.compose.service"]
-        owner = max((name for name in catalog.stacks if service == name or service.startswith(f"{name}-")), key=len, default="")
+        owner = max((name for name in names if service == name or service.startswith(f"{name}-")), key=len, default="")
         if owner and stack in ("", owner):
             found.setdefault(owner, {})[service] = container
-    return {name: dict(sorted(found[name].items())) for name in catalog.stacks if name in found}
+    return {name: dict(sorted(found[name].items())) for name in names if name in found}
 
 
 def log_text(container: Container, tail: int) -> str:
@@ -74,11 +76,14 @@ def log_text(container: Container, tail: int) -> str:
 
 
 def lines(container: Container) -> list[log.Line]:
-    """The launcher's own lines, as far as the end of the log has them; the cause of an end goes with the line that says it."""
+    """The launcher's own lines, as far as the end of the log has them; the cause of an end goes with the line that says it.
+
+    A router's lines are read as errors: it says one when it starts, and the others are of what failed.
+    """
     found: list[log.Line] = []
     last = False  # whether the line before this one was the launcher's
     for line in log_text(container, KEPT_LINES).splitlines():
-        own = log.read(line)
+        own = log.read(line) or (log.Line("ERROR", "", line.removeprefix(ROUTER)) if line.startswith(ROUTER) else None)
         if own:
             found.append(own)
         elif last and line.startswith("Cause: "):

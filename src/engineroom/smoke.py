@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
 def of_stack(catalog: Catalog, host: Host, stack: str) -> Api:
     """The API of a stack that runs here. Raises UnknownName, CannotBuild, or ServiceUnavailable when it does not run."""
-    catalog.stack(stack)
+    catalog.any_stack(stack)
     container = running.containers(catalog, host, stack).get(stack, {}).get(f"{stack}-engine")
     if container is None:
         raise ServiceUnavailable(f"{stack} does not run here. Type: make up STACK={stack}")

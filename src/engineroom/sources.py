@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engineroom import build, machine, resolve, wheels
-from engineroom.catalog import Catalog
+from engineroom.catalog import Catalog, Stack, UpstreamStack
 from engineroom.checks import Check, Status, secret
 from engineroom.host import Host
 
@@ -28,7 +28,7 @@ class Sources:
 
     def __init__(self, catalog: Catalog, host: Host, stack: str, docker: machine.Docker) -> None:
         """Begins to ask, and waits for nothing slow."""
-        self.catalog, self.host, self.row, self.docker = catalog, host, catalog.stacks[stack], docker
+        self.catalog, self.host, self.row, self.docker = catalog, host, catalog.any_stack(stack), docker
         release, page = catalog.release_of(self.row.image), catalog.release_of(resolve.PAGE_IMAGE)
         self.image = host.registry + resolve.tag(self.row.image, release)
         self.own_page, self.page = resolve.tag(resolve.PAGE_IMAGE, page), host.webui_image or page.published
@@ -43,7 +43,7 @@ class Sources:
             if layer.index and not (host.wheels and build.has_wheels(host.wheels, release, layer)):
                 self.packages[f"{layer.name} packages"] = (layer.index, "WHEELS to a folder that has them")
         images = {self.image, self.own_page, self.page, self._base(self.row.image), self._base(resolve.PAGE_IMAGE)}
-        urls = {*map(self._registry, images), *(url for url, _ in self.packages.values()), *self.mirrors[:1], host.hub}
+        urls = {*map(self._registry, images), *(url for url, _ in self.packages.values()), *self.mirrors[:1], self._afar()}
         self._here = {image: machine.background(build.have, image) for image in images}
         self._reached = {url: machine.background(reach, url, host.ca) for url in urls}
         self._deadline = time.monotonic() + machine.SECONDS
@@ -55,6 +55,8 @@ class Sources:
 
     def needs_hub(self) -> bool:
         """Whether weights may have to be fetched."""
+        if isinstance(self.row, UpstreamStack):
+            return False
         inside = self.catalog.images[self.row.image].model == self.row.model
         return not self.host.model.startswith("/") and not (inside and not self.host.model)
 
@@ -73,9 +75,13 @@ class Sources:
         elif resolve.PAGE_IMAGE in missing:
             yield self._pull("page image", self.page, "failed", "correct WEBUI_IMAGE in .env, or remove it there to have one built")
         yield from self._packages([image for image in built if self.catalog.release_of(image).install == "wheels"])
-        yield self._hub()
-        if self.host.hf_token:
-            yield secret(self.host, "hub token", "HF_TOKEN_FILE", self.host.hf_token)
+        if isinstance(self.row, Stack):
+            yield self._hub(self.catalog.models[self.row.model].hub)
+            if self.host.hf_token:
+                yield secret(self.host, "hub token", "HF_TOKEN_FILE", self.host.hf_token)
+        elif self.host.upstream_url:
+            around = "correct UPSTREAM_URL in .env; the name of a container can be asked by containers alone"
+            yield self._reach("service", self.host.upstream_url, "warning", around)
 
     def _built(self) -> list[str]:
         """The images that have to be built here: those that are missing and that no registry gives."""
@@ -112,8 +118,11 @@ class Sources:
                 around = f"set {setting} in .env; or bring them along: engineroom wheels {built[0]} (docs/offline.md)"
                 yield self._reach(name, url, "failed", around)
 
-    def _hub(self) -> Check:
-        hub = self.catalog.models[self.row.model].hub
+    def _afar(self) -> str:
+        """The address that is asked while the stack runs: the model hub's, or the service's."""
+        return self.host.hub if isinstance(self.row, Stack) else self.host.upstream_url or self.host.hub
+
+    def _hub(self, hub: str) -> Check:
         if not self.needs_hub():
             return Check("model hub", "ok", f"not needed: {'MODEL is a folder' if self.host.model else 'the model is in the image'}")
         if self.host.hub_offline:

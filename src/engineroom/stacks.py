@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engineroom.catalog import Catalog, Stack, Variable
-from engineroom.resolve import BASE_IMAGE, GATEWAY_IMAGE, PAGE_IMAGE, PROMETHEUS_IMAGE, model_folder, reasoning_parser, tag
+from engineroom.catalog import Catalog, Scalar, Stack, Variable
+from engineroom.resolve import BASE_IMAGE, GATEWAY_IMAGE, PAGE_IMAGE, PROMETHEUS_IMAGE, answer_flags, model_folder, tag
 
 FETCH_BYTES_PER_SECOND = 20_000_000  # a slow line to the model hub; only a deadline depends on it
 MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weights on disk
@@ -33,7 +33,7 @@ def served(catalog: Catalog, name: str) -> dict[str, Any]:
         "nodes": stack.nodes,
         "gpus": stack.gpus,
         "clustered": stack.nodes > 1,
-        "engine_environment": engine_environment(stack, reasoning_parser(model, release), start),
+        "engine_environment": engine_environment(stack, answer_flags(model, release), start),
         "healthy_seconds": healthy_seconds(stack, model.bytes),
         "stop_seconds": stack.drain_seconds + STOP_MARGIN_SECONDS,
         "shm_gib": 16 if stack.gpus > 1 else 1,
@@ -130,7 +130,7 @@ def healthy_seconds(stack: Stack, model_bytes: int) -> int:
     return start_seconds(stack, model_bytes) + (JOIN_SECONDS if stack.nodes > 1 else 0)
 
 
-def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Variable]:
+def engine_environment(stack: Stack, answer: dict[str, tuple[Scalar, str]], start: int) -> dict[str, Variable]:
     """The launcher's settings of a stack, each with its reason."""
 
     def variable(name: str, value: object, why: str) -> Variable:
@@ -156,7 +156,6 @@ def engine_environment(stack: Stack, reasoning: str, start: int) -> dict[str, Va
         found.append(variable("LAUNCH_PROFILE", stack.profile, "the stack's row"))
     if stack.max_seqs:
         found.append(variable("LAUNCH_MAX_SEQS", stack.max_seqs, "the stack's row"))
-    if reasoning:
-        found.append(variable("LAUNCH_ARG_REASONING_PARSER", reasoning, "splits the thought from the answer"))
-    found += [variable(f"LAUNCH_ARG_{s.flag.upper().replace('-', '_')}", s.value, s.why) for s in stack.args]
+    flags = answer | {setting.flag: (setting.value, setting.why) for setting in stack.args}
+    found += [variable(f"LAUNCH_ARG_{flag.upper().replace('-', '_')}", *value) for flag, value in flags.items()]
     return {v.name: v for v in (*found, *stack.env)}

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engineroom import running
-from engineroom.catalog import Catalog
+from engineroom.catalog import Catalog, Stack
 from engineroom.host import Host
 from engineroom.running import Sample
 
@@ -20,7 +20,7 @@ COLOURS = {"ready": "green", "running": "green", "starting": "yellow"}
 
 
 class Service(NamedTuple):
-    """A service and what it does. `tokens_per_second` is of all requests together; None is what it does not tell."""
+    """A service and what it does. `tokens_per_second` is of all requests together; None is what it does not tell, as a router tells nothing."""
 
     stack: str
     service: str
@@ -42,19 +42,19 @@ class Watch:
         self.catalog, self.host, self.stack = catalog, host, stack
         self.samples: dict[str, Sample] = {}
         if stack:
-            catalog.stack(stack)
+            catalog.any_stack(stack)
 
     def look(self) -> list[Service]:
         """Every service, in the order of the catalog. Raises ServiceUnavailable without Docker."""
         found = []
         for stack, services in running.containers(self.catalog, self.host, self.stack).items():
-            row = self.catalog.stacks[stack]
+            row = self.catalog.any_stack(stack)
             for name, container in services.items():
                 engine = name in (f"{stack}-engine", f"{stack}-worker")
                 said = running.lines(container) if engine else []
                 state, why = running.condition(container, said)
                 service = Service(stack, name, state, why, running.last_exit(container, said), row.nodes if engine else 1)
-                if name == f"{stack}-engine" and state in ("ready", "not ready"):
+                if name == f"{stack}-engine" and isinstance(row, Stack) and state in ("ready", "not ready"):
                     now = running.sample(container, self.catalog.release_of(row.image).metrics)
                     before, self.samples[str(container.id)] = self.samples.get(str(container.id)), now
                     service = service._replace(

@@ -30,7 +30,7 @@ def images(catalog: Catalog, nvidia: Nvidia) -> Iterator[Verdict]:
 
 def stack(catalog: Catalog, name: str, nvidia: Nvidia) -> Verdict:
     """A verdict for a stack: its image's, as many GPUs as it takes on one machine, and memory for its model and context."""
-    row = catalog.stacks[name]
+    row = catalog.any_stack(name)
     image = next(verdict for verdict in images(catalog, nvidia) if verdict.name == row.image)
     gpus = fitting(catalog, row.image, nvidia)
     if image.runs and len(gpus) < row.gpus:

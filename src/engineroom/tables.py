@@ -44,7 +44,7 @@ def sizes(catalog: Catalog) -> list[str]:
         rows.append(
             (
                 f"`{name}`",
-                f"{found.unpacked_mb / 1000:.1f} GB",
+                _gigabytes(found.unpacked_mb),
                 _gigabytes(found.compressed_mb),
                 _gigabytes(found.pruned_mb),
                 _seconds(found.cold_seconds),
@@ -71,13 +71,15 @@ def exceptions(catalog: Catalog) -> list[str]:
     rows = []
     for name, release in catalog.releases.items():
         for hole in release.exceptions:
-            links = ", ".join(f"[{cve}](https://github.com/advisories/{entry})" for cve, entry in hole.advisories.items())
+            links = ", ".join(f"[{cve}]({vex.advisory(cve, entry)})" for cve, entry in hole.advisories.items())
             rows.append((f"`{name}`", hole.package, links, vex.IN_WORDS[hole.status], hole.why, str(hole.until)))
     return _table(("Release", "Package", "Hole", "The image is", "What contains it, or what to do", "Look again by"), rows)
 
 
 def _gigabytes(megabytes: int | None) -> str:
-    return f"{megabytes / 1000:.1f} GB" if megabytes else "not measured"
+    if not megabytes:
+        return "not measured"
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes} MB"  # noqa: PLR2004
 
 
 def _seconds(seconds: float | None) -> str:

@@ -54,7 +54,8 @@ class Bringup:
 
     def ports(self) -> None:
         """The page's and the API's port must be free, or be ours already."""
-        for check in checks.ports(self.host, self.name, set(self._compose("ps", "--services", quiet=True).split())):
+        running = set(self._compose("ps", "--services", quiet=True).split())
+        for check in checks.ports(self.host, self.name, running, router=self.name in self.catalog.upstream_stacks):
             if check.status == "failed":
                 raise EngineRoomError(f"{check.name.capitalize()} is {check.found}. {check.fix}")
 
@@ -242,7 +243,7 @@ class UpstreamBringup(Bringup):
 
 def logs(catalog: Catalog, host: Host, stack: str, *, follow: bool = False, tail: int | None = None) -> None:
     """Print what the containers of a stack have written. Raises ServiceUnavailable when there are none."""
-    catalog.stack(stack)
+    catalog.any_stack(stack)
     services = list(running.containers(catalog, host, stack).get(stack, {}))
     if not services:
         raise ServiceUnavailable(f"{stack} has no container here. Type: make up STACK={stack}")

@@ -42,10 +42,14 @@ def document(catalog: Catalog, image: str) -> dict[str, Any] | None:
 
 
 def _statement(catalog: Catalog, image: str, hole: KnownHole, name: str, entry: str) -> dict[str, Any]:
-    tag = resolve.tag(image, catalog.release_of(image)).partition(":")[2]
-    package = f"pkg:pypi/{hole.package}@{resolve.locked_versions(catalog, image)[hole.package]}"
+    release = catalog.release_of(image)
+    tag = resolve.tag(image, release).partition(":")[2]
+    if release.install == "debs":  # the build takes what Debian has of this release that day: any of its revisions
+        package = f"pkg:deb/debian/{hole.package}"
+    else:
+        package = f"pkg:pypi/{hole.package}@{resolve.locked_versions(catalog, image)[hole.package]}"
     return {
-        "vulnerability": {"@id": f"https://github.com/advisories/{entry}", "name": name, "aliases": [entry]},
+        "vulnerability": {"@id": advisory(name, entry), "name": name, **({"aliases": [entry]} if entry else {})},
         "timestamp": _midnight(hole.checked),
         "products": [{"@id": f"pkg:oci/{resolve.REPOSITORY}?tag={tag}", "subcomponents": [{"@id": package}]}],
         "status": hole.status,
@@ -53,6 +57,11 @@ def _statement(catalog: Catalog, image: str, hole: KnownHole, name: str, entry: 
         **({"action_statement": hole.why} if hole.status == "affected" else {}),
         "status_notes": f"{'' if hole.status == 'affected' else f'{hole.why} '}To be looked at again by {hole.until}.",
     }
+
+
+def advisory(name: str, entry: str) -> str:
+    """Where a vulnerability is described: GitHub's entry where there is one, else its record at cve.org."""
+    return f"https://github.com/advisories/{entry}" if entry else f"https://www.cve.org/CVERecord?id={name}"
 
 
 def due(releases: Mapping[str, Release], today: date) -> Iterator[Due]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tarfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -52,6 +53,12 @@ class Upstream:
     def up(self, service: str, **env: str) -> None:
         """Start a service with these settings, and wait until it is healthy."""
         self.compose("up", "--detach", "--wait", "--no-deps", service, **env)
+
+    def tool(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The host tool with the settings of the fixture."""
+        env = {**self.env, "UPSTREAM_URL": DEMO_SERVER, "UPSTREAM_MODEL": "demo-r1"}
+        command = [ROOT / ".venv/bin/engineroom", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
 
     def chat(self, question: str = "What is 348 + 275?") -> tuple[int, Any]:
         """A question as the page's own browser code sends it."""
@@ -122,6 +129,28 @@ def test_the_key_is_nowhere(upstream: Upstream) -> None:
     assert upstream.compose("exec", "-T", "api-engine", "cat", "/run/secrets/upstream_key").strip() == CANARY
 
 
+def test_status_smoke_logs_doctor_and_bundle_know_it(upstream: Upstream, tmp_path: Path) -> None:
+    """As of a stack with an engine, as far as a router has anything to tell; the key is in none of it."""
+    rows = {row["service"]: row for row in json.loads(upstream.tool("status", "api", "--json").stdout)}
+    smoke = json.loads(upstream.tool("smoke", "api", "--json").stdout)
+    logs = upstream.tool("logs", "api").stdout
+    checks = {row["name"]: row for row in json.loads(upstream.tool("doctor", "api", "--json").stdout)["checks"]}
+    bundle = upstream.tool("bundle", "api", "--to", str(tmp_path / "bundle.tar.gz"))
+    with tarfile.open(tmp_path / "bundle.tar.gz") as archive:
+        parts = {Path(member.name).name: archive.extractfile(member).read().decode() for member in archive.getmembers()}  # type: ignore[union-attr]
+
+    assert {name: row["state"] for name, row in rows.items()} == {"api": "ready", "api-engine": "ready"}
+    assert rows["api-engine"]["tokens_per_second"] is None
+    assert (smoke["model"], r"\boxed{623}" in smoke["answer"], bool(smoke["thought"])) == ("demo-r1", True, True)
+    assert f"router: demo-r1 at {DEMO_SERVER}" in logs
+    assert (checks["service key"]["status"], checks["service"]["status"]) == ("ok", "warning")  # the name is the containers' alone
+    assert checks[f"port {upstream.env['ROUTER_PORT']}"]["found"] == "in use by api-engine, as it should be"
+    assert bundle.returncode == 0, bundle.stderr
+    assert {"api.log", "api-engine.log", "doctor.json", "compose.json"} <= parts.keys()
+    assert "image.json" not in parts
+    assert CANARY not in logs + bundle.stdout + bundle.stderr + str(rows) + str(checks) + str(parts)
+
+
 def test_a_service_that_is_gone_is_said(upstream: Upstream, demo: Demo) -> None:
     """Within seconds the page shows a sentence with the service's address; when it is back, so are the answers."""
     container, network = demo.compose("ps", "--quiet", "demo-cpu-engine").stdout.strip(), f"{demo.env['COMPOSE_PROJECT_NAME']}_default"
@@ -147,6 +176,19 @@ def test_the_local_server_answers_without_the_service(upstream: Upstream) -> Non
 
     assert status == 200, found
     assert r"\boxed{857}" in found["choices"][0]["message"]["content"]
+
+
+def test_a_router_that_was_refused_says_why(upstream: Upstream) -> None:
+    """Status and smoke have its own words, and how it ended."""
+    upstream.compose("up", "--detach", "--no-deps", "api-engine", UPSTREAM_URL="", UPSTREAM_MODEL="demo-r1")
+    deadline = time.monotonic() + 60
+    while (row := json.loads(upstream.tool("status", "api", "--json").stdout)[1])["state"] != "exited":
+        assert time.monotonic() < deadline, row
+        time.sleep(1)
+    smoke = upstream.tool("smoke", "api")
+
+    assert row["last_exit"].startswith("refused before start, exit code 78: UPSTREAM_URL is not set")
+    assert (smoke.returncode, "UPSTREAM_URL is not set" in smoke.stderr) == (69, True)
 
 
 @pytest.mark.fault(27)

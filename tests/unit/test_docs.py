@@ -42,3 +42,13 @@ def test_version_is_one() -> None:
     from launcher import __version__
 
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+
+
+def test_what_uses_the_demo_runs_one_at_a_time() -> None:
+    """There is one demo for a session: a file that shares it must not be among those that run beside each other in `make test`."""
+    line = re.search(r"^DEMO := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert line
+    using = {path.name for path in ROOT.glob("tests/[!bu]*/test_*.py") if re.search(r"\b(demo: Demo|door: Door)\b", path.read_text())}
+
+    assert using <= set(re.findall(r"test_\w+\.py", line[1]))
+    assert "tests/browser" in line[1]

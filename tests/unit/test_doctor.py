@@ -216,6 +216,7 @@ def test_a_machine_that_is_ready(here: Here) -> None:
         "router",
         "demo-cpu",
         "demo-cpu-two-nodes",
+        "api",
     }
 
 
@@ -548,6 +549,35 @@ def test_secrets(here: Here) -> None:
     assert unreadable.status == "failed"
     assert public.fix == unreadable.fix
     assert public.fix.startswith(f"install -d -m 700 {here.folder}/secrets && install -m 644 {token} {here.folder}/secrets/")
+
+
+def test_another_services_page(here: Here) -> None:
+    """A page without an engine of ours is told where the service is and its key; weights, memory and hub are none of its business."""
+    key = here.folder / "key"
+    key.write_text("sk-1")
+    key.chmod(0o600)
+    settings = {
+        "UPSTREAM_URL": f"http://user:word@{here.env['HF_ENDPOINT'].partition('//')[2]}/v1",
+        "UPSTREAM_MODEL": "m",
+        "HF_TOKEN_FILE": "nowhere",
+        "ROUTER_PORT": str(free_port()),
+    }
+
+    bare = here.examine("api", HF_TOKEN_FILE="nowhere")
+    good = here.examine("api", **settings)
+    unread = here.examine("api", **settings, UPSTREAM_KEY_FILE=str(key))
+    away = here.examine("api", **settings | {"UPSTREAM_URL": "http://nobody.invalid/v1"})
+
+    assert [found.found for found in bare.checks if found.status == "failed"] == ["UPSTREAM_URL is not set", "UPSTREAM_MODEL is not set"]
+    assert {found.status for found in good.checks} == {"ok"}
+    assert {found.name for found in good.checks} & {"memory", "model hub", "hub token", "weights"} == set()
+    assert check(good, f"port {settings['ROUTER_PORT']}").found == "free"
+    assert "word" not in str(good)
+    assert check(unread, "service key").status == ("failed" if os.getuid() != 1000 else "ok")
+    assert (check(away, "service").status, check(away, "service").found.partition(":")[0]) == (
+        "warning",
+        "nobody.invalid cannot be reached",
+    )
 
 
 @pytest.mark.parametrize(

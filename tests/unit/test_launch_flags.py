@@ -211,6 +211,14 @@ def test_r14_invented_flag(launcher: Path, image: str) -> None:
         ("b200-fp4", "--reasoning-parser deepseek_r1 --max-num-tokens 1344", "--reasoning_parser deepseek-r1 --max_num_tokens 1344", [
             "--reasoning-parser deepseek_r1: TensorRT-LLM 1.2.1 has --reasoning_parser deepseek-r1",
         ]),
+        ("b200-fp4", "--enable-auto-tool-choice --tool-call-parser deepseek_v3", "--tool_parser deepseek_v3", [
+            "--enable-auto-tool-choice: left out, since TensorRT-LLM 1.2.1 has no --enable-auto-tool-choice. --tool_parser alone switches it on.",
+            "--tool-call-parser deepseek_v3: TensorRT-LLM 1.2.1 has --tool_parser deepseek_v3",
+        ]),
+        ("a100-sglang", "--enable-auto-tool-choice --tool-call-parser deepseek_v3", "--tool-call-parser deepseekv3", [
+            "--enable-auto-tool-choice: left out, since SGLang 0.5.23 has no --enable-auto-tool-choice. --tool-call-parser alone switches it on.",
+            "--tool-call-parser deepseek_v3: SGLang 0.5.23 has --tool-call-parser deepseekv3",
+        ]),
     ],
 )  # fmt: skip
 def test_flags_become_the_releases(launcher: Path, image: str, words: str, added: str, said: list[str]) -> None:

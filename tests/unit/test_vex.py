@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engineroom import auditing, cli, resolve, vex
+from engineroom import auditing, cli, render, resolve, vex
 from engineroom.catalog import Catalog, KnownHole
 from engineroom.errors import AuditFailed, CatalogError
 
@@ -26,17 +26,46 @@ def test_the_document_is_openvex(catalog: Catalog, image: str) -> None:
     assert found["@context"] == "https://openvex.dev/ns/v0.2.0"
     assert set(found) == {"@context", "@id", "author", "timestamp", "version", "statements"}
     locked = resolve.locked_versions(catalog, image)
+    entries = {name: entry for hole in catalog.release_of(image).exceptions for name, entry in hole.advisories.items()}
 
     for statement in found["statements"]:
         assert WANTED[statement["status"]] in statement
         assert ("action_statement" in statement, "justification" in statement) != (True, True)
-        assert statement["vulnerability"]["aliases"][0] in statement["vulnerability"]["@id"]
+        named = statement["vulnerability"]
+        assert named.get("aliases", []) == list(filter(None, [entries[named["name"]]]))
+        assert named["@id"].endswith(named.get("aliases", [named["name"]])[0])
         product = statement["products"][0]
         assert product["@id"].endswith(f"?tag={image}-{catalog.release_of(image).engine}{catalog.release_of(image).version}")
         package, version = re.fullmatch(r"pkg:pypi/([\w-]+)@(.+)", product["subcomponents"][0]["@id"]).groups()  # type: ignore[union-attr]
         assert locked[package] == version
     stated = [(s["vulnerability"]["name"], s["products"][0]["subcomponents"][0]["@id"]) for s in found["statements"]]
     assert len(stated) == len(set(stated))
+
+
+def test_holes_of_debian_packages(copy: Path) -> None:
+    """An image of Debian packages can have rows too: its document names them without a version, and a package that it is not made of is refused."""
+    file = copy / "images/engines.toml"
+    row = """[["nginx-1.22.1".exceptions]]
+package = "nginx"
+advisories = { CVE-2026-99999 = "" }
+status = "affected"
+why = "Let only the gateway's own configuration in."
+checked = 2026-11-23
+until = 2027-05-22
+"""
+    text = file.read_text()
+    begin = text.index('[["nginx-1.22.1".apt]]')
+    file.write_text(text[:begin] + row + text[begin:])
+    found = vex.document(Catalog(copy), "gateway")
+
+    assert found
+    (statement,) = found["statements"]
+    assert statement["vulnerability"] == {"@id": "https://www.cve.org/CVERecord?id=CVE-2026-99999", "name": "CVE-2026-99999"}
+    assert statement["products"][0]["subcomponents"] == [{"@id": "pkg:deb/debian/nginx"}]
+    assert "openvex.json" in render.outputs(Catalog(copy))["images/gateway/Dockerfile"]
+    file.write_text(text[:begin] + row.replace('"nginx"', '"bind9"', 1) + text[begin:])
+    with pytest.raises(CatalogError, match="name bind9, which `apt` does not"):
+        Catalog(copy)
 
 
 @pytest.mark.parametrize("image", WITH)
@@ -95,6 +124,9 @@ def test_a_month_before_its_day_and_after_it(catalog: Catalog, today: str, said:
 
 def test_a_day_that_passed_fails_the_check(catalog: Catalog) -> None:
     """Every row of the catalog comes due, and none is forgotten: the last day's morrow names all."""
+    assert {"CVE-2026-12772", "CVE-2026-12795", "CVE-2026-12796"} <= {
+        n for h in catalog.release_of("router").exceptions for n in h.advisories
+    }
     last = max(hole.until for release in catalog.releases.values() for hole in release.exceptions)
     with pytest.raises(AuditFailed) as error:
         vex.require_current(catalog, last + timedelta(days=1), pytest.fail)
