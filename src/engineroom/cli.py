@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
+INPUT = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
 FORM_NAMES = ("k8s", "helm", "lws", "kuberay", "volcano", "crater", "slurm")  # as in engineroom.forms, which is slow to import
 
 
@@ -514,11 +515,11 @@ def bench() -> None:
 @click.option("--url", help="Any OpenAI-compatible API instead: https://host/v1.")
 @click.option("--model", default="", help="Model of that API (default: the first that is listed).")
 @click.option("--tokenizer", default="", help="Folder with the tokenizer of that model (default: the model's own, if it is here).")
-@click.option("--key-file", type=FILE, help="File with that API's key, in its first line.")
-@click.option("--ca", type=FILE, help="File with the certificate, or its authority, to trust.")
+@click.option("--key-file", type=INPUT, help="File with that API's key, in its first line.")
+@click.option("--ca", type=INPUT, help="File with the certificate, or its authority, to trust.")
 @click.option("--generator", "program", metavar="VLLM", help="A `vllm` that is here, in place of the one in the image: needs no Docker.")
 @click.option("--scenario", "names", multiple=True, help="Only these: single, concurrent, long, saturation.")
-@click.option("--scenarios", type=FILE, help="Scenarios of your own, in the form of src/engineroom/bench/scenarios.toml.")
+@click.option("--scenarios", type=INPUT, help="Scenarios of your own, in the form of src/engineroom/bench/scenarios.toml.")
 @click.option("--note", "told", metavar="KEY=VALUE", multiple=True, callback=pairs, help="More to be kept beside the figures.")
 @click.option("--to", "out", type=FILE, help="Default: build/bench/STACK-TIME.json.")
 def bench_run(**values: Any) -> None:
@@ -536,8 +537,8 @@ def bench_run(**values: Any) -> None:
 
 
 @bench.command("compare")
-@click.argument("old", type=FILE)
-@click.argument("new", type=FILE)
+@click.argument("old", type=INPUT)
+@click.argument("new", type=INPUT)
 @click.option("--anyway", is_flag=True, help="Compare runs of different models, engines, hardware or scenarios all the same.")
 @click.option("--plot", type=FILE, help="Draw both into this PNG.")
 def bench_compare(old: Path, new: Path, anyway: bool, plot: Path | None) -> None:
@@ -548,7 +549,7 @@ def bench_compare(old: Path, new: Path, anyway: bool, plot: Path | None) -> None
 
 
 @bench.command("plot")
-@click.argument("files", metavar="FILE...", type=FILE, nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", type=INPUT, nargs=-1, required=True)
 @click.option("--to", "out", type=FILE, help="Default: the first FILE, as .png.")
 def bench_plot(files: tuple[Path, ...], out: Path | None) -> None:
     """Draw runs of `bench` into one PNG, for light and dark pages."""

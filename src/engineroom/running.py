@@ -78,7 +78,7 @@ def engine(catalog: Catalog, host: Host, stack: str) -> Container:
     said = lines(container)
     word, why = condition(container, said)
     if word != "ready":
-        raise ServiceUnavailable(f"{stack}-engine is {word}: {why or last_exit(container, said)}")
+        raise ServiceUnavailable(f"{stack}-engine is {word}: {why or last_exit(container, said)}\nType: make status STACK={stack}")
     return container
 
 

@@ -13,7 +13,7 @@ from engineroom.errors import CannotRun
 # What must be equal, for one figure to be better or worse than another.
 SAME = ("engine", "release", "model", "revision", "gpus", "cpu", "nodes", "generator")
 WORDS = {"date": "measured", "image_id": "image's ID", "gpus": "GPUs", "cpu": "CPU"}
-FIGURES = {"tokens/s": "output_tokens_per_second", "TTFT p50": "ttft", "TPOT p50": "tpot"}
+FIGURES = {"Tokens/s out": "output_tokens_per_second", "TTFT p50, ms": "ttft", "TPOT p50, ms": "tpot"}
 
 
 def table(run: Run) -> Table:
@@ -66,12 +66,12 @@ def compare(old: Run, new: Run, *, anyway: bool) -> Table:
     ]
     if not pairs:
         raise CannotRun("They have no measured scenario in common.")
-    shown = _table("Scenario", "At once", *(f"{name}, {when}" for name in FIGURES for when in ("old", "new", "new÷old")))
+    shown = _table("Scenario", "At once", *(head for name in FIGURES for head in (name, "new ÷ old")))
     for name, before, after in pairs:
         cells = []
         for field in FIGURES.values():
             was, now = _figure(before, field), _figure(after, field)
-            cells += [f"{was:,.1f}", f"{now:,.1f}", f"{now / was:.2f}" if was else "-"]
+            cells += [f"{was:,.1f}, then {now:,.1f}", f"{now / was:.2f}" if was else "-"]
         shown.add_row(name, str(before.concurrency), *cells)
     return shown
 

@@ -56,7 +56,9 @@ def _steps(result: Result, ask: Callable[[int], Step]) -> Iterator[Step]:
             return
         grown = step.output_tokens_per_second / best.output_tokens_per_second - 1 if best else 1
         if grown * 100 < scenario.grow_percent:
-            _note(result, f"saturated: from {best.concurrency if best else level} at once to {level}, tokens a second changed by {grown:+.0%}")
+            _note(
+                result, f"saturated: from {best.concurrency if best else level} at once to {level}, tokens a second changed by {grown:+.0%}"
+            )
             return
         level *= 2
         if level > scenario.most:
