@@ -10,7 +10,7 @@ DEMO := tests/browser $(addprefix tests/stack/,test_demo.py test_examples.py tes
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
-.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu test-gpu2 bench sweep-gpu sweep-report lint types clean
+.PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu test-gpu2 bench bench-gpu sweep-gpu sweep-report lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ test-gpu2: ## two GPUs, a launcher on each, and the loss of one: where vLLM is (
 
 bench: .venv ## measure speeds as ratios and write them into README.md
 	@PYTHONPATH=tests:entrypoints $(BIN)/python tests/bench
+
+bench-gpu: .venv ## how fast a running stack is, as its users see it: make bench-gpu STACK=r1-7b-h200
+	@$(BIN)/engineroom bench $(STACK) $(ARGS)
 
 sweep-gpu: ## one GPU, one configuration of the engine after another: where vLLM is (PYTHON=python3, ARGS='guide defaults'); docs/presets.md
 	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) tests/bench/gpu_sweep.py $(ARGS)

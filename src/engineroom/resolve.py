@@ -30,6 +30,7 @@ OPENVEX = "/etc/engineroom/openvex.json"
 CHAT_TEMPLATES = "/opt/launcher/launcher/chat"
 GATEWAY_IMAGE = "gateway"
 PROMETHEUS_IMAGE = "prometheus"
+GENERATOR_IMAGE = "cpu"  # whatever engine is measured: `vllm bench serve` of one release for all, and it can be built anywhere
 
 # Every cache below one folder that a volume can hold (compiled code where launcher.cache says), and a user name for libraries that ask for one of an unknown id.
 CACHE_ENVIRONMENT = {

@@ -11,6 +11,7 @@ from docker.models.containers import Container
 
 from engineroom import build
 from engineroom.catalog import Catalog, Metrics
+from engineroom.errors import ServiceUnavailable
 from engineroom.host import Host
 from launcher import log, probe
 
@@ -68,6 +69,19 @@ def containers(catalog: Catalog, host: Host, stack: str = "") -> dict[str, dict[
         if owner and stack in ("", owner):
             found.setdefault(owner, {})[service] = container
     return {name: dict(sorted(found[name].items())) for name in names if name in found}
+
+
+def engine(catalog: Catalog, host: Host, stack: str) -> Container:
+    """The container of a stack's engine, ready. Raises UnknownName, CannotBuild, CannotRun, and ServiceUnavailable when it does not run."""
+    catalog.any_stack(stack)
+    container = containers(catalog, host, stack).get(stack, {}).get(f"{stack}-engine")
+    if container is None:
+        raise ServiceUnavailable(f"{stack} does not run here. Type: make up STACK={stack}")
+    said = lines(container)
+    word, why = condition(container, said)
+    if word != "ready":
+        raise ServiceUnavailable(f"{stack}-engine is {word}: {why or last_exit(container, said)}\nType: make status STACK={stack}")
+    return container
 
 
 def log_text(container: Container, tail: int) -> str:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from engineroom import running
+from engineroom.api import Api, request
+from engineroom.api import model as model_row
 from engineroom.catalog import Catalog
-from engineroom.errors import BadRequest, EngineRoomError, ServiceUnavailable
+from engineroom.errors import BadRequest, EngineRoomError
 from engineroom.host import Host
 
 QUESTION = "What is 348 + 275?"
 MOST_TOKENS = 1024  # enough for a thought to begin and, with most models, to end
-SILENCE = 120.0  # seconds that an answer may take to begin or to go on
-LOCAL = ("localhost", "127.0.0.1", "::1")
-
-
-class Api(NamedTuple):
-    """An OpenAI-compatible API: its address with `/v1`, a key, and a certificate authority for its TLS."""
-
-    url: str
-    key: str = ""
-    ca: Path | None = None
 
 
 class Answer(NamedTuple):
@@ -45,17 +32,9 @@ class Answer(NamedTuple):
 
 def of_stack(catalog: Catalog, host: Host, stack: str) -> Api:
     """The API of a stack that runs here. Raises UnknownName, CannotBuild, or ServiceUnavailable when it does not run."""
-    catalog.any_stack(stack)
-    container = running.containers(catalog, host, stack).get(stack, {}).get(f"{stack}-engine")
-    if container is None:
-        raise ServiceUnavailable(f"{stack} does not run here. Type: make up STACK={stack}")
-    said = running.lines(container)
-    word, why = running.condition(container, said)
-    if word != "ready":
-        raise ServiceUnavailable(f"{stack}-engine is {word}: {why or running.last_exit(container, said)}")
-    where = running.address(container)
+    where = running.address(running.engine(catalog, host, stack))
     if not where:
-        raise BadRequest(f"{stack}'s API is not published on this machine. Name its gateway: engineroom smoke --url https://…/v1")
+        raise BadRequest(f"{stack}'s API is not published on this machine. Name its gateway: --url https://…/v1")
     return Api(f"http://{where}/v1")
 
 
@@ -64,15 +43,7 @@ def ask(api: Api, model: str = "", *, thinks: bool = False) -> Answer:
 
     Raises ServiceUnavailable when nothing answers or it is not ready, EngineRoomError when what came is not right.
     """
-    try:
-        listed = [str(row["id"]) for row in json.loads(_open(api, "/models").read()).get("data", [])]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise EngineRoomError(
-            f"{api.url}/models does not list models: that is no OpenAI-compatible API. Its address ends with /v1."
-        ) from None
-    if not listed or (model and model not in listed):
-        raise EngineRoomError(f"{api.url}/models lists {', '.join(listed) or 'nothing'}" + (f", and not {model}." if model else "."))
-    model = model or listed[0]
+    model = model_row(api, model)["id"]
     body = {
         "model": model,
         "messages": [{"role": "user", "content": QUESTION}],
@@ -123,7 +94,7 @@ def as_json(found: Answer) -> dict[str, Any]:
 def _events(api: Api, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The events of a streamed answer. Raises EngineRoomError when the stream breaks, or ends without its last word."""
     try:
-        with _open(api, "/chat/completions", body) as response:
+        with request(api, "/chat/completions", body) as response:
             for line in response:
                 data = line.decode("utf-8", "replace").strip().removeprefix("data:").strip()
                 if data == "[DONE]":
@@ -136,19 +107,3 @@ def _events(api: Api, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise EngineRoomError(f"The stream broke off: {error}") from None
     raise EngineRoomError("The stream ended without [DONE]: something between here and the engine cut it.")
-
-
-def _open(api: Api, path: str, body: dict[str, Any] | None = None) -> Any:
-    """A request. Raises ServiceUnavailable when nothing answers or it says to come back, EngineRoomError when it is refused."""
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api.key}"} if api.key else {})
-    request = urllib.request.Request(f"{api.url}{path}", json.dumps(body).encode() if body else None, headers)  # noqa: S310 - the scheme is checked
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=api.ca))]
-    if urlsplit(api.url).hostname in LOCAL:  # whatever proxy is set
-        handlers.append(urllib.request.ProxyHandler({}))
-    try:
-        return urllib.request.build_opener(*handlers).open(request, timeout=SILENCE)
-    except urllib.error.HTTPError as error:
-        said = f"{api.url}{path} answers {error.code}: {error.read(300).decode('utf-8', 'replace').strip()}"
-        raise (ServiceUnavailable if error.code in (502, 503, 504) else EngineRoomError)(said) from None
-    except OSError as error:
-        raise ServiceUnavailable(f"{api.url} cannot be reached: {getattr(error, 'reason', error)}") from None

@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 
 from engineroom import smoke
+from engineroom.api import Api
 from engineroom.errors import EngineRoomError, ServiceUnavailable
 
 MODELS = json.dumps({"data": [{"id": "r1"}]})
@@ -23,7 +24,7 @@ def delta(**words: str) -> str:
 
 
 @contextmanager
-def api(answer: str, *, models: str = MODELS, status: int = 200) -> Iterator[smoke.Api]:
+def api(answer: str, *, models: str = MODELS, status: int = 200) -> Iterator[Api]:
     """An API that lists these models and gives this answer."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -43,7 +44,7 @@ def api(answer: str, *, models: str = MODELS, status: int = 200) -> Iterator[smo
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield smoke.Api(f"http://127.0.0.1:{server.server_address[1]}/v1")
+        yield Api(f"http://127.0.0.1:{server.server_address[1]}/v1")
         server.shutdown()
 
 
@@ -109,4 +110,4 @@ def test_another_model() -> None:
 def test_nothing_there() -> None:
     """Nothing listens: unavailable."""
     with pytest.raises(ServiceUnavailable, match="cannot be reached"):
-        smoke.ask(smoke.Api("http://127.0.0.1:1/v1"))
+        smoke.ask(Api("http://127.0.0.1:1/v1"))
