@@ -355,6 +355,12 @@ def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dic
 )
 @click.option("--storage-class", help="Storage class of the claims (default: the cluster's).")
 @click.option("--url", default="http://localhost:3000", show_default=True, help="Where people will open the page.")
+@click.option("--gateway", is_flag=True, help="Put the gateway in front of page and API: TLS, keys, limits.")
+@click.option("--gateway-replicas", type=click.IntRange(1), help="So many of it (default: 1); each counts limits for itself.")
+@click.option(
+    "--gateway-keys", metavar="SECRET", help="Secret with its lines of name:key (default: STACK-gateway-keys); its key is `keys`."
+)
+@click.option("--gateway-certificate", metavar="SECRET", help="Secret with its certificate, of the type tls (default: STACK-gateway-tls).")
 @click.option("--out", "folder", type=FOLDER, help="Write files there; a form of one file is printed unless this is given.")
 def jobs(stack: str, form: str, folder: Path | None, **options: Any) -> None:
     """Print STACK in a scheduler's form, or write it where that takes several files."""
