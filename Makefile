@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 STACK ?= demo-cpu
+PROFILES = $(if $(GATEWAY),--gateway) $(if $(METRICS),--metrics)
 PYTHON ?= python3
 PUSH := tests/image/test_registry.py
 # Python programs without a suffix, which ruff does not find by itself
@@ -15,8 +16,8 @@ help: ## show this list
 demo: .venv ## from nothing to a chat page with a small model on this machine's CPU
 	@$(BIN)/engineroom up demo-cpu
 
-up: .venv ## build and start a stack: make up STACK=r1-7b-v100
-	@$(BIN)/engineroom up $(STACK)
+up: .venv ## build and start a stack: make up STACK=r1-7b-v100; GATEWAY=1 lets others in, METRICS=1 keeps figures
+	@$(BIN)/engineroom up $(STACK) $(PROFILES)
 
 down: .venv ## stop every stack; chats and caches stay
 	@$(BIN)/engineroom down
@@ -28,7 +29,7 @@ smoke: .venv ## one streamed answer through a stack's API: make smoke STACK=demo
 	@$(BIN)/engineroom smoke $(STACK)
 
 doctor: .venv ## what this machine lacks for a stack, and what to type: make doctor STACK=r1-7b-v100
-	@$(BIN)/engineroom doctor $(STACK)
+	@$(BIN)/engineroom doctor $(STACK) $(PROFILES)
 
 list: .venv ## every stack and image, and what cannot be built
 	@$(BIN)/engineroom list

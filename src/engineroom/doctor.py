@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rich.filesize import decimal
 
-from engineroom import checks, disk, machine, suits
+from engineroom import checks, disk, machine, stacks, suits
 from engineroom.catalog import Catalog
 from engineroom.checks import Check, Status
 from engineroom.host import Host
@@ -75,7 +75,7 @@ class Doctor:
         yield self._hardware()
         yield from self._disk()
         yield from self._memory()
-        yield from checks.ports(self.host, self.name, self.running)
+        yield from checks.ports(self.host, self.name, self.running, self.host.profiles & stacks.profiles(self.catalog, self.name).keys())
         yield from self.sources.checks()
         if self.row.nodes > 1:
             yield checks.cluster_token(self.host, self.name, self.row.nodes)

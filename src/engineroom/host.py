@@ -35,6 +35,10 @@ class Host:
     apt_sources: Path | None
     api_port: int
     webui_port: int
+    gateway_address: str
+    gateway_port: int
+    gateway_keys: Path | None
+    prometheus_port: int
     hub: str
     hub_offline: bool
     model: str
@@ -62,6 +66,10 @@ class Host:
             apt_sources=_file(env, "APT_SOURCES"),
             api_port=_port(env, "API_PORT", 8000),
             webui_port=_port(env, "WEBUI_PORT", 3000),
+            gateway_address=env.get("GATEWAY_ADDRESS") or "0.0.0.0",  # noqa: S104 - as in compose/templates/gateway.yaml.j2
+            gateway_port=_port(env, "GATEWAY_PORT", 8443),
+            gateway_keys=_secret(root, env.get("GATEWAY_KEYS_FILE", "")),
+            prometheus_port=_port(env, "PROMETHEUS_PORT", 9090),
             hub=env.get("HF_ENDPOINT") or HUB,
             hub_offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"),
             model=env.get("MODEL", ""),

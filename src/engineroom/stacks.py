@@ -113,6 +113,12 @@ def metrics(catalog: Catalog, name: str) -> dict[str, Any] | None:
     }
 
 
+def profiles(catalog: Catalog, name: str) -> dict[str, str]:
+    """The profiles of a stack's compose file that add something, each with its image, after which its service is called too."""
+    found = {"gateway": GATEWAY_IMAGE}
+    return found | {"metrics": PROMETHEUS_IMAGE} if name in catalog.stacks and metrics(catalog, name) else found
+
+
 def rules(catalog: Catalog, name: str) -> dict[str, Any]:
     """What a stack's rules for Prometheus need: the engine's own names, and how long it may be silent."""
     stack = catalog.stacks[name]
