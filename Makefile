@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 STACK ?= demo-cpu
+PROFILES = $(if $(GATEWAY),--gateway) $(if $(METRICS),--metrics)
 PYTHON ?= python3
 # where vLLM is, the tools of .venv are not: pytest, pytest-timeout, and no settings but these
 GPU_PYTEST := -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning -q -s
@@ -18,8 +19,8 @@ help: ## show this list
 demo: .venv ## from nothing to a chat page with a small model on this machine's CPU
 	@$(BIN)/engineroom up demo-cpu
 
-up: .venv ## build and start a stack: make up STACK=r1-7b-v100
-	@$(BIN)/engineroom up $(STACK)
+up: .venv ## build and start a stack: make up STACK=r1-7b-v100; GATEWAY=1 lets others in, METRICS=1 keeps figures
+	@$(BIN)/engineroom up $(STACK) $(PROFILES)
 
 down: .venv ## stop every stack; chats and caches stay
 	@$(BIN)/engineroom down
@@ -31,7 +32,7 @@ smoke: .venv ## one streamed answer through a stack's API: make smoke STACK=demo
 	@$(BIN)/engineroom smoke $(STACK)
 
 doctor: .venv ## what this machine lacks for a stack, and what to type: make doctor STACK=r1-7b-v100
-	@$(BIN)/engineroom doctor $(STACK)
+	@$(BIN)/engineroom doctor $(STACK) $(PROFILES)
 
 list: .venv ## every stack and image, and what cannot be built
 	@$(BIN)/engineroom list

@@ -29,9 +29,9 @@ class Demo:
         self.env = {**os.environ, "COMPOSE_PROJECT_NAME": "engineroom-test", "GATEWAY_ADDRESS": "127.0.0.1", **ports}
         self.output = ""
 
-    def make(self, target: str) -> subprocess.CompletedProcess[str]:
-        """A target of the Makefile in the demo's environment."""
-        return subprocess.run(["make", target], cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=1500, check=False)
+    def make(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A target of the Makefile, with its variables, in the demo's environment."""
+        return subprocess.run(["make", *words], cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=1500, check=False)
 
     def compose(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A Compose command on the demo's project."""

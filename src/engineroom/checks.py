@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
+import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engineroom.host import Host
-from launcher.checks.machine import busy, holder
+from launcher.checks.machine import holder
 
 Status = Literal["ok", "warning", "failed"]
 ENGINE_USER, ENGINE_GROUP = 1000, 0  # who reads secrets in a container: images/templates/image.Dockerfile.j2
@@ -24,22 +26,44 @@ class Check(NamedTuple):
     fix: str = ""
 
 
-def ports(host: Host, stack: str, running: set[str], *, router: bool = False) -> Iterator[Check]:
-    """The page's and the API's port must be free, or the stack's own; `running` are the services of this checkout that run.
+def ports(host: Host, stack: str, running: set[str], profiles: Collection[str] = (), *, router: bool = False) -> Iterator[Check]:
+    """The ports that a stack publishes, with these Compose profiles, must be free, or the stack's own.
 
-    `router`: it stands in the engine's place, on a port that can be set apart from an engine's.
+    `running` are the services of this checkout that run. `router`: it stands in the engine's place, on a port that can be set apart from an engine's.
     """
-    api = ("ROUTER_PORT", host.router_port) if router else ("API_PORT", host.api_port)
-    for service, variable, port in ((stack, "WEBUI_PORT", host.webui_port), (f"{stack}-engine", *api)):
+    api = ("ROUTER_PORT", "127.0.0.1", host.router_port) if router else ("API_PORT", "127.0.0.1", host.api_port)
+    published = [(stack, "WEBUI_PORT", "127.0.0.1", host.webui_port), (f"{stack}-engine", *api)]
+    if "gateway" in profiles:
+        published.append((f"{stack}-gateway", "GATEWAY_PORT", host.gateway_address.strip("[]"), host.gateway_port))
+    if "metrics" in profiles:
+        published.append((f"{stack}-prometheus", "PROMETHEUS_PORT", "127.0.0.1", host.prometheus_port))
+    for service, variable, address, port in published:
         name = f"port {port}"
         if service in running:
             yield Check(name, "ok", f"in use by {service}, as it should be")
-        elif busy("127.0.0.1", port):
+            continue
+        problem = _taken(address, port)
+        if problem == errno.EADDRNOTAVAIL:
+            yield Check(name, "failed", f"wanted on {address}, which is no address of this machine", "Correct GATEWAY_ADDRESS in .env.")
+        elif problem:
             who = holder(port) or ", by a program that `sudo ss -ltnp` names"
             free = "Free it (make down stops the stacks of this checkout)" if running else "Free it"
             yield Check(name, "failed", f"in use{who}", f"{free}, or set {variable} to another in .env.")
         else:
             yield Check(name, "ok", "free")
+
+
+def _taken(address: str, port: int) -> int:
+    """Why nothing can listen there, as an errno; 0 when it can."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except PermissionError:  # below 1024: Docker may, this user may not
+            return 0 if probe.connect_ex(("127.0.0.1", port)) else errno.EADDRINUSE
+        except OSError as error:
+            return error.errno or errno.EADDRNOTAVAIL
+    return 0
 
 
 def cluster_token(host: Host, stack: str, nodes: int) -> Check:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -356,6 +356,12 @@ def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dic
 )
 @click.option("--storage-class", help="Storage class of the claims (default: the cluster's).")
 @click.option("--url", default="http://localhost:3000", show_default=True, help="Where people will open the page.")
+@click.option("--gateway", is_flag=True, help="Put the gateway in front of page and API: TLS, keys, limits.")
+@click.option("--gateway-replicas", type=click.IntRange(1), help="So many of it (default: 1); each counts limits for itself.")
+@click.option(
+    "--gateway-keys", metavar="SECRET", help="Secret with its lines of name:key (default: STACK-gateway-keys); its key is `keys`."
+)
+@click.option("--gateway-certificate", metavar="SECRET", help="Secret with its certificate, of the type tls (default: STACK-gateway-tls).")
 @click.option("--out", "folder", type=FOLDER, help="Write files there; a form of one file is printed unless this is given.")
 def jobs(stack: str, form: str, folder: Path | None, **options: Any) -> None:
     """Print STACK in a scheduler's form, or write it where that takes several files."""
@@ -388,9 +394,29 @@ def explain(file: IO[str], as_json: bool) -> None:
     sys.exit(0 if log.explanation() else 1)
 
 
+def profiles(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that switch a stack's Compose profiles on, beside those of COMPOSE_PROFILES."""
+    command = click.option("--metrics", is_flag=True, help="With Prometheus: docs/metrics.md.")(command)
+    return click.option("--gateway", is_flag=True, help="With the gateway, which lets others in: docs/gateway.md.")(command)
+
+
+def with_profiles(rows: Catalog, stack: str, switched: dict[str, bool]) -> Host:
+    """The settings of this machine with some profiles switched on. Raises CannotRun for one that the stack has not."""
+    import dataclasses
+
+    from engineroom import stacks
+    from engineroom.errors import CannotRun
+
+    wanted, here = {name for name, on in switched.items() if on}, host()
+    for name in sorted(wanted - stacks.profiles(rows, stack).keys()):
+        raise CannotRun(f"{stack} has no {name}: its server has nothing to tell Prometheus. Leave --{name} out.")
+    return dataclasses.replace(here, profiles=here.profiles | wanted)
+
+
 @cli.command()
 @click.argument("stack")
-def up(stack: str) -> None:
+@profiles
+def up(stack: str, **switched: bool) -> None:
     """Bring STACK up from whatever is there, and wait until its chat page works."""
     from engineroom.progress import Reporter
     from engineroom.up import Bringup, UpstreamBringup
@@ -400,7 +426,7 @@ def up(stack: str) -> None:
     if kind is Bringup:
         rows.stack(stack)
     reporter = Reporter(root() / "build" / f"{stack}.log")
-    bringup = kind(rows, host(), stack, reporter.say)
+    bringup = kind(rows, with_profiles(rows, stack, switched), stack, reporter.say)
     try:
         reporter.run(bringup.phases())
     except KeyboardInterrupt:
@@ -411,17 +437,20 @@ def up(stack: str) -> None:
 
 @cli.command()
 @click.argument("stack", default="demo-cpu")
+@profiles
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found.")
-def doctor(stack: str, as_json: bool) -> None:
+def doctor(stack: str, as_json: bool, **switched: bool) -> None:
     """Look at what STACK (default: the demo) needs of this machine, and say how to mend what is wrong. Changes nothing; 78 if it is not ready."""
     import json
 
     from engineroom.doctor import examine
 
-    report = examine(catalog(), host(), stack)
+    rows = catalog()
+    rows.stack(stack)
+    report = examine(rows, with_profiles(rows, stack, switched), stack)
     if as_json:
-        rows = {field: [row._asdict() for row in getattr(report, field)] for field in ("checks", "images", "stacks")}
-        click.echo(json.dumps({"stack": stack, **rows}, indent=1))
+        found = {field: [row._asdict() for row in getattr(report, field)] for field in ("checks", "images", "stacks")}
+        click.echo(json.dumps({"stack": stack, **found}, indent=1))
     else:
         show(report)
     summary = f"{len(report.checks)} checks for {stack}, {report.count('failed')} failed, {report.count('warning')} warnings"

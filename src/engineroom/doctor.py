@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rich.filesize import decimal
 
-from engineroom import checks, disk, machine, suits
+from engineroom import checks, disk, machine, stacks, suits
 from engineroom.catalog import Catalog, Stack
 from engineroom.checks import Check, Status
 from engineroom.host import Host
@@ -76,7 +76,8 @@ class Doctor:
         yield self._hardware()
         yield from self._disk()
         yield from self._memory()
-        yield from checks.ports(self.host, self.name, self.running, router=not self.model)
+        added = self.host.profiles & stacks.profiles(self.catalog, self.name).keys()
+        yield from checks.ports(self.host, self.name, self.running, added, router=not self.model)
         if not self.model:
             yield from checks.upstream(self.host)
         yield from self.sources.checks()

@@ -39,6 +39,10 @@ class Host:
     upstream_url: str
     upstream_model: str
     upstream_key: Path | None
+    gateway_address: str
+    gateway_port: int
+    gateway_keys: Path | None
+    prometheus_port: int
     hub: str
     hub_offline: bool
     model: str
@@ -70,6 +74,10 @@ class Host:
             upstream_url=env.get("UPSTREAM_URL", ""),
             upstream_model=env.get("UPSTREAM_MODEL", ""),
             upstream_key=_secret(root, env.get("UPSTREAM_KEY_FILE", "")),
+            gateway_address=env.get("GATEWAY_ADDRESS") or "0.0.0.0",  # noqa: S104 - as in compose/templates/gateway.yaml.j2
+            gateway_port=_port(env, "GATEWAY_PORT", 8443),
+            gateway_keys=_secret(root, env.get("GATEWAY_KEYS_FILE", "")),
+            prometheus_port=_port(env, "PROMETHEUS_PORT", 9090),
             hub=env.get("HF_ENDPOINT") or HUB,
             hub_offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"),
             model=env.get("MODEL", ""),

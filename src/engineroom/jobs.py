@@ -14,13 +14,13 @@ from engineroom.catalog import Catalog, Variable
 from engineroom.errors import BadRequest, CannotRun
 from engineroom.forms import FORMS
 from engineroom.host import Host
-from engineroom.resolve import PAGE_IMAGE, tag
+from engineroom.resolve import GATEWAY_IMAGE, PAGE_IMAGE, tag
+from engineroom.stacks import SECRETS
 
 API_PORT, PAGE_PORT = 8000, 8080
 CACHES_GIB = 20  # compiled kernels of one engine release: a few GiB were seen, and a new release starts anew
 PRE_STOP_SECONDS = 5  # a Service goes on sending requests until every node has heard that the pod is leaving
 MODELS = "/models"
-SECRETS = "/run/engineroom"
 DNS_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -38,6 +38,10 @@ class Options:
     cluster_token: str = ""
     storage_class: str = ""
     url: str = "http://localhost:3000"
+    gateway: bool = False
+    gateway_replicas: int = 1
+    gateway_keys: str = ""
+    gateway_certificate: str = ""
 
 
 def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options, *, say: Say = lambda _: None) -> dict[str, str]:
@@ -75,6 +79,7 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "image": pushed.reference(catalog, row.image, f"{host.registry}{found['image']}", say),
         "page_image": page_image(catalog, host, found["page_image"]),
         "environment": environment,
+        "gateway": gateway(catalog, host, name, options, say),
         "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", options.url),
         "secrets": secrets,
         "cluster_token": options.cluster_token,
@@ -103,6 +108,26 @@ def page_image(catalog: Catalog, host: Host, published: str) -> str:
     row = pushed.read(catalog.root).get(PAGE_IMAGE)
     own = tag(PAGE_IMAGE, catalog.release_of(PAGE_IMAGE))  # of this machine alone
     return row.reference if row else host.webui_image if host.webui_image not in ("", own) else published
+
+
+def gateway(catalog: Catalog, host: Host, name: str, options: Options, say: Say) -> dict[str, Any]:
+    """The gateway in front of a stack, and the Secrets that it reads: of keys, and of a certificate as Kubernetes keeps those."""
+    image = f"{host.registry}{tag(GATEWAY_IMAGE, catalog.release_of(GATEWAY_IMAGE))}"
+    return {
+        "enabled": options.gateway,
+        "image": pushed.reference(catalog, GATEWAY_IMAGE, image, say if options.gateway else lambda _: None),
+        "replicas": options.gateway_replicas,
+        "own_secrets": bool(options.gateway_keys or options.gateway_certificate),
+        "port": stacks.GATEWAY_PORT,
+        "keys": options.gateway_keys or f"{label(name)}-gateway-keys",
+        "certificate": options.gateway_certificate or f"{label(name)}-gateway-tls",
+        "environment": stacks.gateway_environment(
+            f"{label(name)}-engines:{API_PORT}",
+            f"{label(name)}-page:80",
+            f"0.0.0.0:{stacks.GATEWAY_PORT}",
+            catalog.stacks[name].drain_seconds,
+        ),
+    }
 
 
 def page_environment(found: Mapping[str, Any], server: str, url: str) -> list[Variable]:
@@ -144,11 +169,15 @@ def check_options(options: Options) -> None:
         ("--hf-token", options.hf_token),
         ("--cluster-token", options.cluster_token),
         ("--storage-class", options.storage_class),
+        ("--gateway-keys", options.gateway_keys),
+        ("--gateway-certificate", options.gateway_certificate),
     ):
         if name_ and not DNS_NAME.fullmatch(name_):
             raise BadRequest(f"{option} {name_!r} is no name of an object: small letters, digits, '-' and '.'.")
     if not re.fullmatch(r"https?://[^\s/?#]+/?", options.url):
         raise BadRequest(f"--url {options.url!r} is no address of a page: write it like https://chat.example.")
+    if not options.gateway and (options.gateway_keys or options.gateway_certificate or options.gateway_replicas > 1):
+        raise BadRequest("Without --gateway there is nothing that --gateway-replicas, --gateway-keys and --gateway-certificate are for.")
     if options.model.startswith(MODELS) and not options.models:
         raise BadRequest(
             f"--model {options.model} is a folder below {MODELS}, and nothing is mounted there. Say what holds it with --models."

@@ -14,6 +14,14 @@ JOIN_SECONDS = 600  # from the first node of a stack to the last: somebody types
 STOP_MARGIN_SECONDS = 15  # between the launcher's deadline and its container's
 ROUTER_DRAIN_SECONDS = 120  # as entrypoints/router has it
 READY = ("launch", "health", "--ready")
+SECRETS = "/run/engineroom"
+GATEWAY_PORT = 8443
+GATEWAY_SECRETS = {  # where its files are in a container, whatever mounts them
+    f"gateway_{name}": f"{SECRETS}/gateway_{name}" for name in ("keys", "certificate", "certificate_key")
+}
+GATEWAY_CHOICES = (  # its user's
+    "GATEWAY_NAMES", "GATEWAY_ORIGINS", "GATEWAY_KEY_STREAMS", "GATEWAY_KEY_RATE", "GATEWAY_BODY_MIB", "GATEWAY_ANSWER_SECONDS",
+)  # fmt: skip
 
 
 def served(catalog: Catalog, name: str) -> dict[str, Any]:
@@ -63,13 +71,33 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
 
 def gateway(catalog: Catalog, name: str, *, clustered: bool, drain_seconds: int) -> dict[str, Any]:
     """The gateway in front of a stack. On several nodes it is on the head's own network, since page and server listen on its loopback."""
+    engines, page, listen = f"{name}-engine:8000", f"{name}:8080", f"0.0.0.0:{GATEWAY_PORT}"
+    if clustered:
+        engines, page, listen = (
+            "127.0.0.1:${API_PORT:-8000}",
+            "127.0.0.1:${WEBUI_PORT:-3000}",
+            "${GATEWAY_ADDRESS:-0.0.0.0}:${GATEWAY_PORT:-8443}",
+        )
     return {
         "image": tag(GATEWAY_IMAGE, catalog.release_of(GATEWAY_IMAGE)),
         "base": f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
-        "page": "127.0.0.1:${WEBUI_PORT:-3000}" if clustered else f"{name}:8080",
-        "listen": "${GATEWAY_ADDRESS:-0.0.0.0}:${GATEWAY_PORT:-8443}" if clustered else "0.0.0.0:8443",
-        "drain_seconds": drain_seconds,
+        "environment": gateway_environment(engines, page, listen, drain_seconds),
+        "secrets": GATEWAY_SECRETS,
+        "choices": GATEWAY_CHOICES,
     }
+
+
+def gateway_environment(engines: str, page: str, listen: str, drain_seconds: int) -> list[Variable]:
+    """The gateway's settings wherever it runs, GATEWAY_CHOICES left out: those are as entrypoints/gateway has them, or as its user sets them."""
+    return [
+        Variable(name="GATEWAY_ENGINES", value=engines, why="every address behind it is a replica"),
+        Variable(name="GATEWAY_PAGE", value=page, why="the chat page"),
+        Variable(name="GATEWAY_LISTEN", value=listen, why="TLS alone is spoken there"),
+        Variable(name="GATEWAY_DRAIN_SECONDS", value=str(drain_seconds), why="the stack's row"),
+        Variable(name="GATEWAY_KEYS_FILE", value=GATEWAY_SECRETS["gateway_keys"], why="lines of name:key"),
+        Variable(name="GATEWAY_CERTIFICATE_FILE", value=GATEWAY_SECRETS["gateway_certificate"], why="PEM, with the chain"),
+        Variable(name="GATEWAY_CERTIFICATE_KEY_FILE", value=GATEWAY_SECRETS["gateway_certificate_key"], why="its private key"),
+    ]
 
 
 def metrics(catalog: Catalog, name: str) -> dict[str, Any] | None:
@@ -84,6 +112,12 @@ def metrics(catalog: Catalog, name: str) -> dict[str, Any] | None:
         "listen": here if stack.nodes > 1 else "0.0.0.0:9090",
         "here": here,
     }
+
+
+def profiles(catalog: Catalog, name: str) -> dict[str, str]:
+    """The profiles of a stack's compose file that add something, each with its image, after which its service is called too."""
+    found = {"gateway": GATEWAY_IMAGE}
+    return found | {"metrics": PROMETHEUS_IMAGE} if name in catalog.stacks and metrics(catalog, name) else found
 
 
 def rules(catalog: Catalog, name: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +26,6 @@ from launcher import network
 from launcher.errors import LaunchError
 
 PAGE_SECONDS = 300
-PROFILES = {"gateway": resolve.GATEWAY_IMAGE, "metrics": resolve.PROMETHEUS_IMAGE}  # of Compose, and the images that they add
 LAST_LINES = 60  # the launcher's own words, and the fifty lines of the engine's that it quotes
 Say = Callable[[str], None]
 
@@ -37,6 +38,11 @@ class Bringup:
         self.catalog, self.host, self.name, self.say = catalog, host, stack, say
         self.row = catalog.stack(stack)
         self.image = self.row.image
+
+    @property
+    def added(self) -> dict[str, str]:
+        """The profiles that are switched on and add something to this stack, with their images."""
+        return {profile: image for profile, image in stacks.profiles(self.catalog, self.name).items() if profile in self.host.profiles}
 
     def docker(self) -> None:
         """Make sure of a working Docker engine with Compose and buildx."""
@@ -53,9 +59,9 @@ class Bringup:
             raise CatalogError(f"{check.found}.\nType: {check.fix}")
 
     def ports(self) -> None:
-        """The page's and the API's port must be free, or be ours already."""
+        """The ports that are to be published must be free, or be ours already."""
         running = set(self._compose("ps", "--services", quiet=True).split())
-        for check in checks.ports(self.host, self.name, running, router=self.name in self.catalog.upstream_stacks):
+        for check in checks.ports(self.host, self.name, running, self.added, router=self.name in self.catalog.upstream_stacks):
             if check.status == "failed":
                 raise EngineRoomError(f"{check.name.capitalize()} is {check.found}. {check.fix}")
 
@@ -114,9 +120,10 @@ class Bringup:
             ("base image", self.base),
             (f"image {self.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
-            *((f"image {image}", partial(self._own_image, image)) for profile, image in PROFILES.items() if profile in self.host.profiles),
+            *((f"image {image}", partial(self._own_image, image)) for image in self.added.values()),
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
+            *((service, partial(self._wait, f"{self.name}-{service}", PAGE_SECONDS)) for service in self.added.values()),
         ]
 
     def elsewhere(self) -> str:
@@ -138,14 +145,34 @@ class Bringup:
             "Sign in with the account that you made."
             if self._has_account()
             else "The first account that signs up owns the page; after it, sign-up is closed."
+            + (" Others reach it already: make it now." if "gateway" in self.added else "")
         )
         body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "What is 348 + 275?"}]})
         return f"""
 Chat    http://localhost:{self.host.webui_port}
         {key}
 API     curl -sN --noproxy localhost http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
-Stop    make down
+{self._others()}Stop    make down
 """
+
+    def _others(self) -> str:
+        """Where others come in, and where the figures are, as far as they are switched on."""
+        found = ""
+        if "gateway" in self.added:
+            keys = f"in {self.host.gateway_keys}" if self.host.gateway_keys else f"docker compose exec {self.name}-gateway cat /data/keys"
+            found += f"Others  https://{self._address()}:{self.host.gateway_port} has both; a key for the API: {keys}\n"
+        if "metrics" in self.added:
+            found += f"Metrics http://localhost:{self.host.prometheus_port}\n"
+        return found
+
+    def _address(self) -> str:
+        """The gateway's address, or for one that listens on all of this machine's the one that others probably know."""
+        if self.host.gateway_address not in ("0.0.0.0", "[::]", "::"):  # noqa: S104
+            return self.host.gateway_address
+        try:
+            return network.of_head("", "").ip
+        except LaunchError:
+            return socket.gethostname()
 
     def _build(self, image: str) -> None:
         """Build an image; where something cannot be reached, the one that is there serves."""
@@ -200,7 +227,8 @@ Stop    make down
         return found
 
     def _compose(self, *arguments: str, quiet: bool = False) -> str:
-        result = subprocess.run(["docker", "compose", *arguments], cwd=self.host.root, capture_output=True, text=True, check=False)
+        env = {**os.environ, "COMPOSE_PROFILES": ",".join(sorted(self.host.profiles))}
+        result = subprocess.run(["docker", "compose", *arguments], cwd=self.host.root, env=env, capture_output=True, text=True, check=False)
         if result.returncode:
             raise EngineRoomError(f"docker compose {' '.join(arguments)} failed:\n{result.stderr.strip()}")
         if not quiet:
@@ -230,15 +258,17 @@ class UpstreamBringup(Bringup):
             ("base image", self.base),
             (f"image {self.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
-            *([(f"image {PROFILES['gateway']}", partial(self._own_image, PROFILES["gateway"]))] if "gateway" in self.host.profiles else []),
+            *((f"image {image}", partial(self._own_image, image)) for image in self.added.values()),
             ("router", self.engine),
             ("chat page", self.page),
+            *((service, partial(self._wait, f"{self.name}-{service}", PAGE_SECONDS)) for service in self.added.values()),
         ]
 
     def ending(self) -> str:
         """What to do with it now, as for a stack with an engine."""
         router = self._config()["services"][f"{self.name}-engine"]
-        return self._ending(router["ports"][0]["published"], router["environment"]["UPSTREAM_MODEL"])
+        published = router.get("ports") or [{"published": self.host.api_port}]  # a file of the user's own may close it: docs/gateway.md
+        return self._ending(published[0]["published"], router["environment"]["UPSTREAM_MODEL"])
 
 
 def logs(catalog: Catalog, host: Host, stack: str, *, follow: bool = False, tail: int | None = None) -> None:

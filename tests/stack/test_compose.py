@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,19 @@ def test_the_gateway_is_asked_for(stack: str) -> None:
     assert (gateway["read_only"], gateway["cap_drop"], gateway["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"])
     assert config["secrets"]["gateway_keys"]["file"] == "/etc/secrets/keys"
     assert [name for name in gateway["environment"] if name.endswith("FILE") and not gateway["environment"][name].startswith("/run/")] == []
+
+
+def test_the_engines_port_can_be_closed(tmp_path: Path) -> None:
+    """With the file of docs/gateway.md nothing of the engine is published; page and gateway are as before."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/gateway.md").read_text(), re.DOTALL)
+    (tmp_path / "closed.yaml").write_text(text)
+    asked = ("--profile", "demo-cpu", "--profile", "gateway", "config", "--format", "json")
+
+    found = json.loads(compose(*asked, COMPOSE_FILE=f"compose.yaml:{tmp_path}/closed.yaml").stdout)["services"]
+    usual = json.loads(compose(*asked).stdout)["services"]
+
+    assert "ports" not in found["demo-cpu-engine"]
+    assert {**usual, "demo-cpu-engine": {name: value for name, value in usual["demo-cpu-engine"].items() if name != "ports"}} == found
 
 
 def test_the_page_is_either_image() -> None:

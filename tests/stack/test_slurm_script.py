@@ -18,6 +18,7 @@ from pathlib import Path
 
 import forms
 import pytest
+from gateways import KEYS, Door, Upstream, build_image, free_port, image_name
 
 from engineroom.catalog import Catalog
 
@@ -46,6 +47,15 @@ if [[ $1 == pull ]]; then touch "$3"; exit; fi
 for word in "$@"; do if [[ $word == --bind=*:/tmp ]]; then word=${{word#--bind=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
 {STAY}
 """
+ID = "#!/bin/sh\necho 1000\n"  # an ordinary user, whoever runs the tests
+# The gateway's container is a real one.
+DOCKER = f"""#!/bin/bash
+printf '%s\\n' "$@" >"$RECORD/docker.$(ls "$RECORD" | grep -c docker)"
+if [[ "$*" == *-gateway* ]]; then exec {shutil.which("docker")} "$@"; fi
+if [[ $1 != run ]]; then exit; fi
+for word in "$@"; do if [[ $word == --volume=*:/tmp ]]; then word=${{word#--volume=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
+{STAY}
+"""
 
 
 def script(stack: str, **options: object) -> str:
@@ -54,11 +64,14 @@ def script(stack: str, **options: object) -> str:
     return text
 
 
-@pytest.mark.parametrize("stack", ["demo-cpu", "demo-cpu-two-nodes", "r1-7b-v100", "r1-32b-v100"])
-def test_shellcheck_has_nothing_to_say(stack: str, tmp_path: Path) -> None:
-    """With and without GPUs, on one node and on several."""
+@pytest.mark.parametrize(
+    ("stack", "gateway"),
+    [("demo-cpu", False), ("demo-cpu", True), ("demo-cpu-two-nodes", True), ("r1-7b-v100", False), ("r1-32b-v100", True)],
+)
+def test_shellcheck_has_nothing_to_say(stack: str, gateway: bool, tmp_path: Path) -> None:
+    """With and without GPUs, on one node and on several, with and without the gateway."""
     file = tmp_path / "job.sh"
-    file.write_text(script(stack, models="/data/models", node_selector={"partition": "gpu"}))
+    file.write_text(script(stack, models="/data/models", node_selector={"partition": "gpu"}, gateway=gateway))
     shellcheck = shutil.which("shellcheck", path=Path(sys.executable).parent) or "shellcheck"
 
     result = subprocess.run([shellcheck, file], capture_output=True, text=True, check=False)
@@ -86,15 +99,15 @@ def test_what_users_give_is_one_word(tmp_path: Path) -> None:
 class Run:
     """A script that runs on stand-ins until it is ready."""
 
-    def __init__(self, folder: Path, stack: str, **env: str) -> None:
+    def __init__(self, folder: Path, stack: str, *, gateway: bool = False, **env: str) -> None:
         self.record, self.cache = folder / "record", folder / "cache"
         for made in (self.record, folder / "bin", folder / "tmp"):
             made.mkdir()
-        for name, text in (("srun", SRUN), ("apptainer", APPTAINER)):
+        for name, text in (("srun", SRUN), ("apptainer", APPTAINER), ("docker", DOCKER), ("id", ID)):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
         file = folder / "job.sh"
-        file.write_text(script(stack))
+        file.write_text(script(stack, gateway=gateway))
         settings = {
             "PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(folder), "RECORD": str(self.record), "ENGINEROOM_CACHE": str(self.cache),
             "ENGINEROOM_TMP": str(folder / "tmp"), "ENGINEROOM_IMAGE": DIGEST, "WEBUI_IMAGE": "ghcr.io/open-webui/open-webui:v1", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gnode10",
@@ -179,3 +192,58 @@ def test_pyxis(run: list[Run], tmp_path: Path) -> None:
     assert token.read_text() not in "".join("".join(call) for call in made.calls("srun"))
     assert made.end() == 0
     assert not any((made.cache / "jobs").iterdir())
+
+
+@pytest.mark.containers
+def test_the_gateway(run: list[Run], tmp_path: Path) -> None:
+    """With Docker it runs for real beside the engine: the keys' file and the job's ports are its own, and nothing of it stays."""
+    build_image()
+    engine, port = Upstream(20000 + 7 * 12 + 10), free_port()
+    (tmp_path / "keys").write_text(f"alice:{KEYS['alice']}\n")
+    (tmp_path / "cache/gateway").mkdir(parents=True)
+    (tmp_path / "cache/gateway").chmod(0o777)
+    settings = {"GATEWAY_KEYS_FILE": "keys", "GATEWAY_PORT": str(port), "GATEWAY_IMAGE": image_name()}
+    with contextlib.chdir(tmp_path):
+        run.append(made := Run(tmp_path, "r1-7b-v100", gateway=True, ENGINEROOM_CONTAINER="docker", SLURM_JOB_GPUS="0", **settings))
+    door, deadline = Door(port), time.monotonic() + 30
+    while door.status("GET /health") != 200:
+        assert time.monotonic() < deadline, made.log.read_text()
+        time.sleep(0.2)
+
+    answers = [door.ask("GET /v1/models", key).status for key in (KEYS["alice"], KEYS["bob"])]
+    (call,) = (call for call in made.calls("docker") if "engineroom-7-gateway" in call and call[0] == "run")
+
+    assert answers == [200, 401]
+    assert engine.requests == ["GET /v1/models HTTP/1.1"]
+    assert f"others https://gnode10:{port} for page and API" in made.log.read_text()
+    assert {"--read-only", "--cap-drop", "ALL", "no-new-privileges", "1000:1000"} <= set(call)
+    assert KEYS["alice"] not in "".join(call)
+    assert made.end() == 0
+    assert (door.status("GET /health"), sorted(path.name for path in (made.cache / "gateway").iterdir())) == (
+        0,
+        ["certificate-key.pem", "certificate-names", "certificate.pem"],
+    )
+    assert (made.cache / "gateway/certificate-names").read_text() == "gnode10 localhost 127.0.0.1"
+    engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "reason"),
+    [
+        ("apptainer", "keys", "The gateway runs in Docker here, and the containers are of the kind apptainer."),
+        ("docker", "nowhere", "GATEWAY_KEYS_FILE (nowhere) is no file that can be read."),
+        ("docker", "", "GATEWAY_KEYS_FILE (not set) is no file that can be read."),
+    ],
+)
+def test_a_gateway_that_cannot_be(kind: str, keys: str, reason: str, tmp_path: Path) -> None:
+    """The job ends at once with 78 where its containers are no Docker's, or without keys."""
+    (tmp_path / "keys").touch()
+    settings = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SLURM_JOB_ID": "7", "ENGINEROOM_IMAGE": DIGEST}
+    settings |= {"ENGINEROOM_CONTAINER": kind, "GATEWAY_KEYS_FILE": keys}
+
+    result = subprocess.run(
+        ["bash"], input=script("demo-cpu", gateway=True), env=settings, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 78
+    assert reason in result.stderr

@@ -436,6 +436,31 @@ def test_a_port_in_use(here: Here) -> None:
     assert "make down" in others.fix
 
 
+@pytest.mark.parametrize(("profile", "variable"), [("gateway", "GATEWAY_PORT"), ("metrics", "PROMETHEUS_PORT")])
+def test_a_port_of_a_profile(here: Here, profile: str, variable: str) -> None:
+    """A profile that is switched on publishes one more port, which has to be free; without it nobody asks."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        taken = check(here.examine(COMPOSE_PROFILES=profile, **{variable: port}), f"port {port}")
+        without = here.examine(**{variable: port})
+        here.docker(ServerVersion="26.1.5", running=f"demo-cpu-{'prometheus' if profile == 'metrics' else profile}")
+        ours = check(here.examine(COMPOSE_PROFILES=profile, **{variable: port}), f"port {port}")
+
+    assert (taken.status, f"set {variable}" in taken.fix) == ("failed", True)
+    assert f"port {port}" not in [found.name for found in without.checks]
+    assert ours.status == "ok"
+
+
+def test_an_address_that_is_another_machines(here: Here) -> None:
+    """The gateway can listen on an address of this machine alone."""
+    found = check(here.examine(COMPOSE_PROFILES="gateway", GATEWAY_ADDRESS="192.0.2.7"), "port 8443")
+
+    assert (found.status, found.found) == ("failed", "wanted on 192.0.2.7, which is no address of this machine")
+    assert "GATEWAY_ADDRESS" in found.fix
+
+
 def nowhere(here: Here) -> dict[str, str]:
     """Take the network from a machine: settings with which everything is where nobody listens."""
     address = f"127.0.0.1:{free_port()}"

@@ -21,7 +21,6 @@ SERVICES = [
     for file in sorted(ROOT.glob("compose/*.yaml"))
     for name, service in yaml.load(file.read_text(), yaml.CSafeLoader)["services"].items()
 ]
-PUBLIC = re.compile(r"(^|-)gateway$")  # the one service that may be reached from elsewhere
 SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?keys?)(_FILE)?$")
 # What lets callers do more than ask a model, in the engines' and Ray's own spellings.
 DEVELOPMENT = ("DEV_MODE", "PROFILER", "TRUST_REMOTE_CODE", "ALLOW_INSECURE", "INSECURE", "DASHBOARD", "PICKLE", "DEBUG", "RELOAD")
@@ -33,7 +32,7 @@ def pods(request: pytest.FixtureRequest) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for stack in CATALOG.stacks:
         try:
-            objects = forms.objects(forms.render(CATALOG, stack, request.param))
+            objects = forms.objects(forms.render(CATALOG, stack, request.param, gateway=True))
         except CannotRun:
             continue
         found += [(stack, spec) for spec in pod_specs(objects)]
@@ -70,8 +69,13 @@ def test_a_service_has_no_rights_to_spare(name: str, service: dict[str, Any]) ->
 
 @SERVICE
 def test_a_service_is_reached_from_this_machine_alone(name: str, service: dict[str, Any]) -> None:
-    """What listens is published on 127.0.0.1, or on the host's network listens there; the gateway alone is for others."""
-    if PUBLIC.search(name):
+    """What listens is published on 127.0.0.1, or on the host's network listens there; the gateway alone is for others, with its one port."""
+    if name.endswith("-gateway"):
+        door = "${GATEWAY_ADDRESS:-0.0.0.0}:${GATEWAY_PORT:-8443}"
+        host = service.get("network_mode") == "host"
+        assert service["profiles"] == ["gateway"]
+        assert service["environment"]["GATEWAY_LISTEN"] == (door if host else "0.0.0.0:8443")
+        assert service.get("ports") == (None if host else [f"{door}:8443"])
         return
     assert [port for port in service.get("ports", []) if not str(port).startswith("127.0.0.1:")] == []
     if service.get("network_mode") == "host":
@@ -142,5 +146,5 @@ def test_fault_24_26_a_pod_gets_secrets_as_files(pods: list[tuple[str, dict[str,
 def test_services_on_kubernetes_stay_inside(catalog: Catalog) -> None:
     """Nothing asks for a port of the nodes or an address of a load balancer."""
     for stack in catalog.stacks:
-        for item in forms.objects(forms.render(catalog, stack, "k8s")):
+        for item in forms.objects(forms.render(catalog, stack, "k8s", gateway=True)):
             assert item["kind"] != "Service" or item["spec"].get("type", "ClusterIP") == "ClusterIP"

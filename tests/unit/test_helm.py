@@ -36,6 +36,10 @@ EVERY_OPTION = {
     "storage_class": "fast",
     "node_selector": {"pool": "gpu"},
     "url": "https://chat.example.org",
+    "gateway": True,
+    "gateway_replicas": 2,
+    "gateway_keys": "people",
+    "gateway_certificate": "chat-tls",
 }
 HELMS_OWN = {"app.kubernetes.io/managed-by", "app.kubernetes.io/version", "helm.sh/chart", "helm.sh/resource-policy"}
 
@@ -163,8 +167,11 @@ def test_it_is_the_form_for_kubernetes(stack: str, options: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("stack", [ONE, SEVERAL])
 def test_everything_is_valid(stack: str) -> None:
-    """Every object passes the schemas of the three newest releases of Kubernetes, with both ingresses; of other stacks, those of `--to k8s` do."""
-    values = {"ingress": {"className": "nginx", **{part: {"host": f"{part}.example.org", "tlsSecret": "tls"} for part in ("page", "api")}}}
+    """Every object passes the schemas of the three newest releases of Kubernetes, with gateway and ingresses; of other stacks, those of `--to k8s` do."""
+    values = {
+        "gateway": {"enabled": True},
+        "ingress": {"className": "nginx", **{part: {"host": f"{part}.example.org", "tlsSecret": "tls"} for part in ("page", "api")}},
+    }
 
     found = charts.objects(chart(stack), values)
 
@@ -176,7 +183,7 @@ def test_everything_is_valid(stack: str) -> None:
 @EACH
 def test_it_holds_together_under_another_name(stack: str) -> None:
     """A release called `prod`: services find pods, pods find claims, and the page finds the server."""
-    found = charts.objects(chart(stack), name="prod", namespace="elsewhere")
+    found = charts.objects(chart(stack), {"gateway": {"enabled": True}}, name="prod", namespace="elsewhere")
     name = f"prod-{stack}"
     pods = [item["spec"]["template"] for (kind, _), item in found.items() if kind in ("Deployment", "StatefulSet")]
 
@@ -184,7 +191,7 @@ def test_it_holds_together_under_another_name(stack: str) -> None:
     assert {item["metadata"]["namespace"] for item in found.values()} == {"elsewhere"}
     for pod in pods:
         claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"]["volumes"] if "persistentVolumeClaim" in volume]
-        assert claims
+        assert claims or pod["metadata"]["labels"]["app.kubernetes.io/component"] == "gateway"
         assert {("PersistentVolumeClaim", claim) for claim in claims} <= found.keys()
     for (kind, _), item in found.items():
         if kind == "Service":
@@ -192,6 +199,8 @@ def test_it_holds_together_under_another_name(stack: str) -> None:
     environments = [{entry["name"]: entry["value"] for entry in pod["spec"]["containers"][0]["env"]} for pod in pods]
     (address,) = {env["OPENAI_API_BASE_URLS"] for env in environments if "OPENAI_API_BASE_URLS" in env}
     assert address == f"http://{name}-engine:8000/v1"
+    (gateway,) = (env for env in environments if "GATEWAY_PAGE" in env)
+    assert (gateway["GATEWAY_ENGINES"], gateway["GATEWAY_PAGE"]) == (f"{name}-engines:8000", f"{name}-page:80")
     assert {env["LAUNCH_HEAD"] for env in environments if "LAUNCH_HEAD" in env} == (
         {f"{name}-head"} if CATALOG.stacks[stack].nodes > 1 else set()
     )
@@ -418,7 +427,7 @@ def test_what_the_page_says_works() -> None:
     with helm.Chart.load_archive(charts.archive(chart(ONE))) as loaded:
         for part in (*values, *(block for block in blocks if "rules" not in block)):
             loaded.validate_schema(part)
-    assert len(values) == 3
+    assert len(values) == 4
     assert series
     for gauges in GAUGES.values():
         for gauge in filter(None, (gauges.waiting, gauges.cache)):

@@ -21,6 +21,10 @@ EVERY_OPTION = {
     "hf_token": "hub",
     "cluster_token": "ring",
     "storage_class": "fast",
+    "gateway": True,
+    "gateway_replicas": 2,
+    "gateway_keys": "people",
+    "gateway_certificate": "chat.example",
 }
 
 
@@ -30,9 +34,9 @@ def test_every_form_of_every_stack(stack: str) -> None:
     for form in ON_KUBERNETES:
         if (stack, form) == ("demo-cpu-two-nodes", "kuberay"):
             continue  # refused
-        found = forms.objects(forms.render(CATALOG, stack, form))
+        found = forms.objects(forms.render(CATALOG, stack, form, gateway=True))
 
-        assert len(found) >= 9
+        assert len(found) >= 13
         assert kinds.problems(found) == [], form
 
 

@@ -60,7 +60,12 @@ def documents(catalog: Catalog, job: Job) -> dict[str, Document]:
 
 
 def refuse(job: Job) -> None:
-    """Raise BadRequest for options that mean nothing here."""
+    """Raise BadRequest for options that mean nothing here, CannotRun for a gateway."""
+    if job["gateway"]["enabled"]:
+        raise CannotRun(
+            f"{job['name']} on Crater with a gateway: Crater's forms know no Secret for its keys and no Service, and its ingress ends TLS itself and "
+            "speaks plain HTTP to jobs, which the gateway does not.\nLeave --gateway out (docs/crater.md says who reaches what), or use another form."
+        )
     if job["namespace"] or job["storage_class"]:
         raise BadRequest("Crater has one namespace and one volume for all jobs. Leave --namespace and --storage-class out.")
     if "hf_token" in job["secrets"] or job["cluster_token"]:

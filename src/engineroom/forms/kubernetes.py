@@ -20,15 +20,21 @@ def files(_: Catalog, job: Job) -> dict[str, str]:
 
 def header(job: Job, document: str) -> list[str]:
     """What a form's file says of itself, and what must be there before it."""
+    space = f" --namespace {job['namespace']}" if job["namespace"] else ""
     lines = [
         f"{job['title']}: {document}",
         f"Made by `{job['command']}` from compose/stacks.toml. Settings: docs/launcher.md",
     ]
     if "cluster_token" in job["secrets"]:
-        space = f" --namespace {job['namespace']}" if job["namespace"] else ""
         lines.append(
             f'First, once: kubectl create secret generic {job["secrets"]["cluster_token"]}{space} --from-literal=token="$(openssl rand -hex 32)"'
         )
+    if job["gateway"]["enabled"]:
+        keys, certificate = job["gateway"]["keys"], job["gateway"]["certificate"]
+        lines += [
+            f'First, once: kubectl create secret generic {keys}{space} --from-literal=keys="default:$(openssl rand -hex 32)"',
+            f"       and: kubectl create secret tls {certificate}{space} --cert=certificate.pem --key=certificate-key.pem (docs/gateway.md)",
+        ]
     return lines
 
 
@@ -73,10 +79,12 @@ def around(job: Job, head: Mapping[str, str] | None = None) -> list[Object]:
     `head` are the labels of the pod with the API where another controller than Kubernetes' own makes the pods. Kubernetes does not know
     then how many there should be, which `maxUnavailable` needs: https://kubernetes.io/docs/tasks/run-application/configure-pdb.
     """
+    api = head or labels(job, "engine", "head" if job["clustered"] else "")
     return [
-        service(job, "engine", job["port"], head or labels(job, "engine", "head" if job["clustered"] else "")),
+        service(job, "engine", job["port"], api),
         service(job, "page", 80, labels(job, "page")),
         page(job),
+        *(gateway(job, api) if job["gateway"]["enabled"] else []),
         *claims(job),
         *policies(job),
         budget(job, {"minAvailable": job["nodes"]} if head else {"maxUnavailable": 0}),
@@ -133,7 +141,7 @@ def engine_container(job: Job, environment: Sequence[Variable] = ()) -> Object:
         "resources": resources,
         "volumeMounts": mounts,
         **{name: probe(values) for name, values in job["probes"].items()},
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(job["pre_stop_seconds"])]}}},
+        "lifecycle": pre_stop(job),
         "terminationMessagePath": "/dev/termination-log",  # where the launcher says why it ended
         **container_security(),
     }
@@ -152,6 +160,11 @@ def probe(values: Mapping[str, Any]) -> Object:
         "timeoutSeconds": values["timeout"],
         "failureThreshold": values["failures"],
     }
+
+
+def pre_stop(job: Job) -> Object:
+    """Until every node has heard that the pod is leaving."""
+    return {"preStop": {"exec": {"command": ["sleep", str(job["pre_stop_seconds"])]}}}
 
 
 def where(job: Job) -> Object:
@@ -218,9 +231,9 @@ def headless(job: Job, suffix: str, selector: Mapping[str, str]) -> Object:
     return thing("v1", "Service", job, "engine", spec, suffix=suffix)
 
 
-def service(job: Job, component: str, port: int, selector: Mapping[str, str]) -> Object:
-    """A name for the API or the page inside the cluster."""
-    spec = {"selector": dict(selector), "ports": [{"name": "http", "port": port, "targetPort": "http"}]}
+def service(job: Job, component: str, port: int, selector: Mapping[str, str], spoken: str = "http") -> Object:
+    """A name inside the cluster for the API, the page or the gateway."""
+    spec = {"selector": dict(selector), "ports": [{"name": spoken, "port": port, "targetPort": spoken}]}
     return thing("v1", "Service", job, component, spec, suffix=f"-{component}")
 
 
@@ -252,6 +265,51 @@ def page(job: Job) -> Object:
     return thing("apps/v1", "Deployment", job, "page", deployment, suffix="-page")
 
 
+def gateway(job: Job, api: Mapping[str, str]) -> list[Object]:
+    """The gateway's pods and their name, and a name that leads to each engine's own pod, `api`: the gateway shares requests out itself."""
+    values = job["gateway"]
+    health = {"httpGet": {"path": "/health", "port": "https", "scheme": "HTTPS"}}
+    container = {
+        "name": "gateway",
+        "image": values["image"],
+        "env": env(values["environment"]),
+        "ports": [{"name": "https", "containerPort": values["port"]}],
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+        "volumeMounts": [
+            {"name": "secrets", "mountPath": job["secrets_folder"], "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+        ],
+        "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},
+        "livenessProbe": {**health, "initialDelaySeconds": 30, "periodSeconds": 10, "timeoutSeconds": 10},
+        "lifecycle": pre_stop(job),
+        **container_security(),
+    }
+    pairs = [{"key": "tls.crt", "path": "gateway_certificate"}, {"key": "tls.key", "path": "gateway_certificate_key"}]
+    sources = [
+        {"secret": {"name": values["keys"], "items": [{"key": "keys", "path": "gateway_keys"}]}},
+        {"secret": {"name": values["certificate"], "items": pairs}},
+    ]
+    spec = {
+        "terminationGracePeriodSeconds": job["grace_seconds"],  # running answers are finished first
+        **pod_security(),
+        "containers": [container],
+        "volumes": [
+            {"name": "secrets", "projected": {"defaultMode": 0o440, "sources": sources}},
+            {"name": "tmp", "emptyDir": {"medium": "Memory"}},  # it writes the keys down there for nginx
+        ],
+    }
+    deployment = {
+        "replicas": values["replicas"],
+        "selector": {"matchLabels": labels(job, "gateway")},
+        "template": {"metadata": {"labels": labels(job, "gateway")}, "spec": spec},
+    }
+    return [
+        thing("apps/v1", "Deployment", job, "gateway", deployment, suffix="-gateway"),
+        service(job, "gateway", 443, labels(job, "gateway"), "https"),
+        thing("v1", "Service", job, "engine", {"clusterIP": "None", "selector": dict(api)}, suffix="-engines"),
+    ]
+
+
 def claims(job: Job) -> list[Object]:
     """Disk for weights, compiled kernels and chats. Nodes of one stack share the first two."""
     mode = "ReadWriteMany" if job["clustered"] else "ReadWriteOnce"
@@ -271,14 +329,17 @@ def claim(mode: str, gib: int, storage: Mapping[str, str]) -> Object:
 
 
 def policies(job: Job) -> list[Object]:
-    """The API is open to page and gateway, the page to the gateway; nodes of a stack reach each other on every port, nobody else any.
+    """The API is open to page and gateway, the page to the gateway, which everybody may ask; nodes of a stack reach each other on every port, nobody else any.
 
     `kubectl port-forward` goes another way and works all the same.
     """
     nodes = [{"from": [peer(job, "engine")]}] if job["clustered"] else []
     asked = {"from": [peer(job, "page"), peer(job, "gateway")], "ports": [{"protocol": "TCP", "port": job["port"]}]}
     opened = {"from": [peer(job, "gateway")], "ports": [{"protocol": "TCP", "port": job["page_port"]}]}
-    return [policy(job, "engine", [asked, *nodes]), policy(job, "page", [opened])]
+    found = [policy(job, "engine", [asked, *nodes]), policy(job, "page", [opened])]
+    if job["gateway"]["enabled"]:
+        found.append(policy(job, "gateway", [{"ports": [{"protocol": "TCP", "port": job["gateway"]["port"]}]}]))
+    return found
 
 
 def policy(job: Job, component: str, ingress: list[Object]) -> Object:

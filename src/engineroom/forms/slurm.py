@@ -12,6 +12,7 @@ from shlex import quote
 from typing import Any
 from urllib.parse import urlsplit
 
+from engineroom import stacks
 from engineroom.catalog import Catalog, Variable
 from engineroom.errors import BadRequest
 from engineroom.render import template
@@ -35,17 +36,36 @@ def files(catalog: Catalog, job: Job) -> dict[str, str]:
         )
     if job["cluster_token"] or "hf_token" in job["secrets"]:
         raise BadRequest("Slurm keeps no secrets: set HF_TOKEN_FILE or CLUSTER_TOKEN_FILE to a file of yours when you submit.")
+    if job["gateway"]["own_secrets"] or job["gateway"]["replicas"] > 1:
+        raise BadRequest(
+            "Slurm runs one gateway, on the first node, and its secrets are files: set GATEWAY_KEYS_FILE when you submit, and leave "
+            "--gateway-replicas, --gateway-keys and --gateway-certificate out."
+        )
     values = {
         **job,
         "sbatch": directives(job),
         "to_fill_in": [line for line in TO_FILL_IN if line[0] not in job["node_selector"]],
         "environment": quoted(job["environment"]),
         "page_environment": quoted(job["page_environment"]),
+        "gateway": gateway(job),
         **{name: quote(job[name]) if job[name] else "" for name in ("image", "page_image", "models", "url")},
         "local_port": urlsplit(job["url"]).port or 3000,
         "request": quote(json.dumps({"model": job["model_name"], "messages": [{"role": "user", "content": "What is 17 + 25?"}]})),
     }
     return {f"{job['name']}.slurm.sh": template(catalog.root, "compose", "cluster/slurm.sh.j2", values)}
+
+
+def gateway(job: Job) -> dict[str, Any]:
+    """The gateway on the first node, in the words of the script's own variables."""
+    (drain,) = (setting for setting in job["gateway"]["environment"] if setting.name == "GATEWAY_DRAIN_SECONDS")
+    page = "${WEBUI_IMAGE:+127.0.0.1:$WEBUI_PORT}"
+    return {
+        **job["gateway"],
+        "image": quote(job["gateway"]["image"]),
+        "environment": stacks.gateway_environment("127.0.0.1:$API_PORT", page, "0.0.0.0:$GATEWAY_PORT", int(drain.value)),
+        "secrets": stacks.GATEWAY_SECRETS,
+        "choices": stacks.GATEWAY_CHOICES,
+    }
 
 
 def directives(job: Job) -> list[tuple[str, str]]:

@@ -35,6 +35,11 @@
 {{- fail (printf "%s in page.environment: the chart decides it, from page.url and ingress.page" $name) }}
 {{- end }}
 {{- end }}
+{{- range $name := list "GATEWAY_ENGINES" "GATEWAY_PAGE" "GATEWAY_LISTEN" "GATEWAY_DRAIN_SECONDS" "GATEWAY_KEYS_FILE" "GATEWAY_CERTIFICATE_FILE" "GATEWAY_CERTIFICATE_KEY_FILE" }}
+{{- if hasKey $.Values.gateway.environment $name }}
+{{- fail (printf "%s in gateway.environment: the chart decides it" $name) }}
+{{- end }}
+{{- end }}
 
 {{- if include "engineroom.clustered" . }}
 {{- if not (hasKey $environment "LAUNCH_NODES") }}

@@ -41,6 +41,11 @@ labels:
 {{- add (int $environment.LAUNCH_START_SECONDS) (int (get $environment "LAUNCH_JOIN_SECONDS")) -}}
 {{- end }}
 
+{{/* preStop, then running answers are finished, then what is left has some seconds. */}}
+{{- define "engineroom.graceSeconds" -}}
+{{- add 5 (int .Values.engine.environment.LAUNCH_DRAIN_SECONDS) 15 }}
+{{- end }}
+
 {{/* The address at which people open the page. */}}
 {{- define "engineroom.url" -}}
 {{- with .Values.ingress.page -}}

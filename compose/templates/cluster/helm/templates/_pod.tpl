@@ -21,8 +21,7 @@ metadata:
     prometheus.io/path: /metrics
   {{- end }}
 spec:
-  # preStop, then running answers are finished, then what is left has some seconds
-  terminationGracePeriodSeconds: {{ add 5 (int $engine.environment.LAUNCH_DRAIN_SECONDS) 15 }}
+  terminationGracePeriodSeconds: {{ include "engineroom.graceSeconds" .root }}
   {{- include "engineroom.podSecurity" . | nindent 2 }}
   {{- if $engine.nodeSelector }}
   nodeSelector:

@@ -1,0 +1,62 @@
+"""`engineroom up`: which phases there are, and what it says at the end. Starting a stack is in tests/stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from engineroom import cli
+from engineroom.catalog import Catalog
+from engineroom.errors import CannotRun
+from engineroom.host import Host
+from engineroom.up import Bringup, UpstreamBringup
+
+ADDRESS = {"GATEWAY_ADDRESS": "192.0.2.7", "GATEWAY_PORT": "9443", "WEBUI_PORT": "1"}  # nobody is asked whether there is an account
+
+
+def bringup(catalog: Catalog, stack: str, root: Path, **env: str) -> Bringup:
+    """A bring-up with these settings alone."""
+    kind = UpstreamBringup if stack in catalog.upstream_stacks else Bringup
+    return kind(catalog, Host.load(root, env), stack, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("stack", "profiles", "images", "services"),
+    [
+        ("demo-cpu", "", [], []),
+        ("demo-cpu", "gateway,metrics,other", ["gateway", "prometheus"], ["gateway", "prometheus"]),
+        ("r1-b200", "gateway,metrics", ["gateway"], ["gateway"]),  # its engine has nothing to tell Prometheus
+        ("api", "gateway,metrics", ["gateway"], ["gateway"]),
+    ],
+)
+def test_profiles_add_their_image_and_a_wait(
+    catalog: Catalog, tmp_path: Path, stack: str, profiles: str, images: list[str], services: list[str]
+) -> None:
+    """What a profile adds to the stack is built before anything starts, and waited for after the page."""
+    phases = [name for name, _ in bringup(catalog, stack, tmp_path, COMPOSE_PROFILES=profiles).phases()]
+
+    assert phases[phases.index("image webui") + 1 : -2 - len(services)] == [f"image {image}" for image in images]
+    assert phases[phases.index("chat page") + 1 :] == services
+
+
+def test_the_end_names_the_gateway(catalog: Catalog, tmp_path: Path) -> None:
+    """Its address and where a key is; that others already reach a page without an owner; Prometheus' address. Nothing of them without the profiles."""
+    on = bringup(catalog, "demo-cpu", tmp_path, COMPOSE_PROFILES="gateway,metrics", **ADDRESS).ending()
+    own = bringup(catalog, "demo-cpu", tmp_path, COMPOSE_PROFILES="gateway", GATEWAY_KEYS_FILE="/etc/secrets/keys", **ADDRESS).ending()
+    off = bringup(catalog, "demo-cpu", tmp_path, **ADDRESS).ending()
+
+    assert "Others  https://192.0.2.7:9443 has both; a key for the API: docker compose exec demo-cpu-gateway cat /data/keys\n" in on
+    assert "Others reach it already: make it now." in on
+    assert "Metrics http://localhost:9090\n" in on
+    assert "a key for the API: in /etc/secrets/keys\n" in own
+    assert ("Others" in off, "Metrics" in off) == (False, False)
+
+
+def test_a_profile_that_the_stack_has_not_is_refused() -> None:
+    """Asked for by name it is refused; in COMPOSE_PROFILES it may be for other stacks."""
+    result = CliRunner().invoke(cli.cli, ["up", "r1-b200", "--metrics"])
+
+    assert isinstance(result.exception, CannotRun)
+    assert "r1-b200 has no metrics: its server has nothing to tell Prometheus. Leave --metrics out." in str(result.exception)
