@@ -7,7 +7,7 @@ PYTHON ?= python3
 # where vLLM is, the tools of .venv are not: pytest, pytest-timeout, and no settings but these
 GPU_PYTEST := -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning -q -s
 # What shares the demo, or measures pauses: one at a time
-DEMO := tests/browser $(addprefix tests/stack/,test_demo.py test_examples.py test_gateway.py test_gateway_demo.py test_observability.py test_upstream.py)
+DEMO := tests/browser $(addprefix tests/stack/,test_bench_demo.py test_demo.py test_examples.py test_gateway.py test_gateway_demo.py test_observability.py test_upstream.py)
 # Python programs without a suffix, which ruff does not find by itself
 PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 

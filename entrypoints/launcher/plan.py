@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from launcher import __version__, cache, flags, hardware, hub, layout, profiles, raynode, sizing
+from launcher import __version__, cache, flags, hardware, hub, layout, loader, profiles, raynode, sizing
 from launcher import role as roles
 from launcher.engines import ENGINES
 from launcher.engines.common import Request, flag_value
@@ -106,6 +106,9 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
     config = sizing.config_of(model, folder)
     facts, presets = profiles.apply(settings, facts, config)
     executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
+    ahead: tuple[str, ...] = ()
+    if executor.name != "native":  # there all nodes need the same flags, and one may have the weights elsewhere than another
+        facts, ahead = loader.choose(facts, folder, words, translated.snapshot, hardware.limits().free)
     copies = _copies(words, role.nodes)
     if role.name == "worker" and settings.tp and settings.pp:
         cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
@@ -148,7 +151,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
         max_model_len=request.max_model_len,
         tp=cut.tp,
         pp=cut.pp,
-        notes=translated.notes,
+        notes=(*translated.notes, *ahead),
         warnings=(*translated.warnings, *cut.warnings),
         host=request.host,
         port=request.port,
