@@ -50,7 +50,7 @@ for word in "$@"; do if [[ $word == --bind=*:/tmp ]]; then word=${{word#--bind=}
 ID = "#!/bin/sh\necho 1000\n"  # an ordinary user, whoever runs the tests
 # The gateway's container is a real one.
 DOCKER = f"""#!/bin/bash
-printf '%s\\n' "$@" >"$RECORD/docker.$(ls "$RECORD" | grep -c docker)"
+printf '%s\\n' "$@" >"$RECORD/docker.$$" # page and gateway are started at once
 if [[ "$*" == *-gateway* ]]; then exec {shutil.which("docker")} "$@"; fi
 if [[ $1 != run ]]; then exit; fi
 for word in "$@"; do if [[ $word == --volume=*:/tmp ]]; then word=${{word#--volume=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
@@ -133,6 +133,13 @@ class Run:
 
 
 @pytest.fixture
+def no_gateway_left() -> Iterator[None]:
+    """A job that is killed takes nothing of Docker's with it."""
+    yield
+    subprocess.run(["docker", "rm", "--force", "engineroom-7-gateway"], capture_output=True, check=False)
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Iterator[list[Run]]:
     """Runs of a test; killed afterwards with all that they started."""
     runs: list[Run] = []
@@ -195,7 +202,7 @@ def test_pyxis(run: list[Run], tmp_path: Path) -> None:
 
 
 @pytest.mark.containers
-def test_the_gateway(run: list[Run], tmp_path: Path) -> None:
+def test_the_gateway(no_gateway_left: None, run: list[Run], tmp_path: Path) -> None:
     """With Docker it runs for real beside the engine: the keys' file and the job's ports are its own, and nothing of it stays."""
     build_image()
     engine, port = Upstream(20000 + 7 * 12 + 10), free_port()
