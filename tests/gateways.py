@@ -218,8 +218,10 @@ class Gateway(Door):
 @pytest.fixture(scope="session")
 def door(demo: Demo) -> Iterator[Door]:
     """The gateway of the demo, started as a person would."""
+    page = demo.compose("ps", "--quiet", "demo-cpu").stdout
     result = demo.make("up", "GATEWAY=1")
     assert result.returncode == 0, result.stderr
+    assert demo.compose("ps", "--quiet", "demo-cpu").stdout == page, "who is at the page must not notice"
     found = Door(int(demo.env["GATEWAY_PORT"]))
     assert f"Others  https://127.0.0.1:{found.port} has both" in result.stdout
     assert (found.status("GET /health"), found.status("GET /")) == (200, 200)

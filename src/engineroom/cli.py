@@ -446,7 +446,7 @@ def doctor(stack: str, as_json: bool, **switched: bool) -> None:
     from engineroom.doctor import examine
 
     rows = catalog()
-    rows.stack(stack)
+    rows.any_stack(stack)
     report = examine(rows, with_profiles(rows, stack, switched), stack)
     if as_json:
         found = {field: [row._asdict() for row in getattr(report, field)] for field in ("checks", "images", "stacks")}

@@ -108,8 +108,14 @@ class Bringup:
 
     def page(self) -> None:
         """Start the page and wait until it answers."""
-        self._compose("up", "--detach", self.name)
+        # without the other profiles: Compose makes a container anew when what it depends on changes, and its visitors would notice
+        self._compose("--profile", self.name, "up", "--detach", self.name)
         self._wait(self.name, PAGE_SECONDS)
+
+    def add(self, service: str) -> None:
+        """Start what a profile adds and wait until it works."""
+        self._compose("up", "--detach", "--no-deps", service)
+        self._wait(service, PAGE_SECONDS)
 
     def phases(self) -> list[tuple[str, Callable[[], None]]]:
         """All phases in order, each with its name for people."""
@@ -123,7 +129,7 @@ class Bringup:
             *((f"image {image}", partial(self._own_image, image)) for image in self.added.values()),
             (f"model {self.row.model}", self.engine),
             ("chat page", self.page),
-            *((service, partial(self._wait, f"{self.name}-{service}", PAGE_SECONDS)) for service in self.added.values()),
+            *((service, partial(self.add, f"{self.name}-{service}")) for service in self.added.values()),
         ]
 
     def elsewhere(self) -> str:
@@ -261,7 +267,7 @@ class UpstreamBringup(Bringup):
             *((f"image {image}", partial(self._own_image, image)) for image in self.added.values()),
             ("router", self.engine),
             ("chat page", self.page),
-            *((service, partial(self._wait, f"{self.name}-{service}", PAGE_SECONDS)) for service in self.added.values()),
+            *((service, partial(self.add, f"{self.name}-{service}")) for service in self.added.values()),
         ]
 
     def ending(self) -> str:
