@@ -18,10 +18,11 @@ from docker.errors import ImageNotFound
 from engineroom import resolve, vex
 from engineroom.audit import ELF, SECRETS, device_code_findings
 from engineroom.build import require_docker
-from engineroom.catalog import Catalog, Gpu
+from engineroom.catalog import Catalog
 from engineroom.device_code import Data, opened, survey
 from engineroom.errors import AuditFailed, EngineRoomError, UnknownName
 from engineroom.images import MOST_LAYER_BYTES, layer_sizes
+from engineroom.rows import Gpu
 
 PROGRAM = ("audit.py", "device_code.py", "shared_objects.py")
 

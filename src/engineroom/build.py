@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from engineroom import disk, resolve
-from engineroom.catalog import Catalog, Layer, Release
+from engineroom.catalog import Catalog
 from engineroom.errors import AuditFailed, BuildFailed, EngineRoomError, ServiceUnavailable
 from engineroom.host import Host, existing
+from engineroom.rows import Layer, Release
 
 LOCAL_BASE = "engineroom-base:bookworm"
 PULL_SECONDS = 600

@@ -12,9 +12,10 @@ from typing import NamedTuple
 from rich.filesize import decimal
 
 from engineroom import checks, disk, machine, stacks, suits
-from engineroom.catalog import Catalog, Stack
+from engineroom.catalog import Catalog
 from engineroom.checks import Check, Status
 from engineroom.host import Host
+from engineroom.rows import Stack
 from engineroom.sources import Sources
 
 ENGINE_MIN, COMPOSE_MIN = "23", "2.20"  # as in scripts/docker-engine, which says why

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from engineroom.catalog import Catalog, Gpu, Stack
+from engineroom.catalog import Catalog
+from engineroom.rows import Gpu, Stack
 
 
 def rules(catalog: Catalog, row: Stack) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ from typing import Any
 
 from engineroom import gpu_labels, pushed, stacks
 from engineroom.build import Say
-from engineroom.catalog import Catalog, Variable
+from engineroom.catalog import Catalog
 from engineroom.errors import BadRequest, CannotRun
 from engineroom.forms import FORMS
 from engineroom.host import Host
 from engineroom.resolve import GATEWAY_IMAGE, PAGE_IMAGE, tag
+from engineroom.rows import Variable
 from engineroom.stacks import SECRETS
 
 API_PORT, PAGE_PORT = 8000, 8080

@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 from engineroom import resolve
-from engineroom.catalog import Catalog, Release
+from engineroom.catalog import Catalog
 from engineroom.errors import EngineRoomError, ServiceUnavailable
 from engineroom.host import Host
+from engineroom.rows import Release
 
 PYTHON = "3.11"  # Debian bookworm's, in every image that is made of wheels
 PLATFORM = "x86_64-manylinux_2_36"  # its glibc

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from engineroom import catalog
+from engineroom.rows import Gpu as GpuRow
 from launcher import hardware
 from launcher.hardware import Gpu
 
@@ -114,7 +114,7 @@ def services(root: Path) -> set[str]:
     return set(ask("docker", "compose", "ps", "--services", cwd=root).text.split())
 
 
-def nvidia(rows: Mapping[str, catalog.Gpu]) -> Nvidia:
+def nvidia(rows: Mapping[str, GpuRow]) -> Nvidia:
     """All GPUs of this machine as the launcher would see them; where there are none, what the kernel says of driver and devices.
 
     nvidia-smi of driver branch 470 and older does not know `compute_cap` (https://github.com/huggingface/candle/issues/733): there
@@ -132,7 +132,7 @@ def nvidia(rows: Mapping[str, catalog.Gpu]) -> Nvidia:
     return Nvidia((), driver, f"{devices} of NVIDIA on the PCI bus, {f'driver {loaded[0]}' if loaded else 'no driver'}{said}")
 
 
-def _by_name(rows: Mapping[str, catalog.Gpu]) -> tuple[tuple[Gpu, ...], str]:
+def _by_name(rows: Mapping[str, GpuRow]) -> tuple[tuple[Gpu, ...], str]:
     """GPUs, with the capability that goes with their names, and the driver."""
     answer = ask("nvidia-smi", "--query-gpu=memory.total,memory.free,driver_version,name", "--format=csv,noheader,nounits")
     shown = re.findall(r"^(\d+), (\d+), ([\d.]+), (.+)$", answer.text, re.MULTILINE)
@@ -140,7 +140,7 @@ def _by_name(rows: Mapping[str, catalog.Gpu]) -> tuple[tuple[Gpu, ...], str]:
     return tuple(gpus), shown[0][2] if shown else ""
 
 
-def _capability(name: str, rows: Mapping[str, catalog.Gpu]) -> int:
+def _capability(name: str, rows: Mapping[str, GpuRow]) -> int:
     return next((rows[word].compute_capability for word in re.findall(r"[a-z]+\d+", name.lower()) if word in rows), 0)
 
 

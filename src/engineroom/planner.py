@@ -9,8 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from engineroom.catalog import Catalog, Gpu, Memory, Model
+from engineroom.catalog import Catalog
 from engineroom.errors import BadRequest, UnknownName
+from engineroom.rows import Gpu, Memory, Model
 from launcher import fit, safetensors, sizing, tensors
 from launcher.errors import LaunchError
 

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from engineroom import build, resolve
-from engineroom.catalog import Catalog, Row
+from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError
+from engineroom.rows import Row
 
 DIGEST = r"sha256:[0-9a-f]{64}"
 

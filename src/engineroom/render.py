@@ -12,8 +12,9 @@ from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyn
 from jinja2.sandbox import SandboxedEnvironment
 
 from engineroom import resolve, stacks, tables, vex
-from engineroom.catalog import FILES, Catalog
+from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError, EngineRoomError
+from engineroom.rows import FILES
 
 MARK = "# Rendered by `engineroom render`"  # first line of every file that can hold a comment
 MARKED = ("images/*/Dockerfile", "compose/*.yaml", "compose/metrics/*.yaml", "compose.yaml")

@@ -9,7 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engineroom.catalog import Catalog, Image, Model, Release, Scalar
+from engineroom.catalog import Catalog
+from engineroom.rows import Image, Model, Release, Scalar
 from launcher.engines import ENGINES
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171"

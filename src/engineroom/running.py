@@ -10,9 +10,10 @@ from docker.errors import DockerException
 from docker.models.containers import Container
 
 from engineroom import build
-from engineroom.catalog import Catalog, Metrics
+from engineroom.catalog import Catalog
 from engineroom.errors import ServiceUnavailable
 from engineroom.host import Host
+from engineroom.rows import Metrics
 from launcher import log, probe
 
 KEPT_LINES = 2000  # of a log's end are read: the launcher writes few, an engine many

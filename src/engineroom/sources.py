@@ -15,9 +15,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engineroom import build, machine, resolve, wheels
-from engineroom.catalog import Catalog, Stack, UpstreamStack
+from engineroom.catalog import Catalog
 from engineroom.checks import Check, Status, secret
 from engineroom.host import Host
+from engineroom.rows import Stack, UpstreamStack
 
 DOCKER_HUB = "https://registry-1.docker.io"
 GATEWAY_ERRORS = (502, 503, 504)  # a proxy's words for a server that it does not reach

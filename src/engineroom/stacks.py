@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engineroom.catalog import Catalog, Scalar, Stack, Variable
+from engineroom.catalog import Catalog
 from engineroom.resolve import BASE_IMAGE, GATEWAY_IMAGE, PAGE_IMAGE, PROMETHEUS_IMAGE, answer_flags, model_folder, tag
+from engineroom.rows import Scalar, Stack, Variable
 
 FETCH_BYTES_PER_SECOND = 20_000_000  # a slow line to the model hub; only a deadline depends on it
 MOST_START_SECONDS = 4 * 3600  # who serves 671 B has a faster line, or the weights on disk

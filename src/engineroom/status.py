@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from engineroom import running
-from engineroom.catalog import Catalog, Stack
+from engineroom.catalog import Catalog
 from engineroom.host import Host
+from engineroom.rows import Stack
 from engineroom.running import Sample
 
 SECONDS = 2.0  # between two looks

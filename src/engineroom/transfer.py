@@ -19,9 +19,10 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from engineroom import build, disk, resolve
-from engineroom.catalog import Catalog, Row
+from engineroom.catalog import Catalog
 from engineroom.errors import EngineRoomError, NotAsLocked, ServiceUnavailable
 from engineroom.host import Host
+from engineroom.rows import Row
 
 BASE = "base"  # stands for the base image, which offline builds need as well
 CHUNK = 2**20

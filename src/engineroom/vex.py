@@ -7,8 +7,9 @@ from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 from engineroom import resolve
-from engineroom.catalog import Catalog, KnownHole, Release
+from engineroom.catalog import Catalog
 from engineroom.errors import AuditFailed
+from engineroom.rows import KnownHole, Release
 
 NOTICE = timedelta(days=31)  # how long before its day an exception is spoken of
 CONTEXT = "https://openvex.dev/ns/v0.2.0"

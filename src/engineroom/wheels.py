@@ -23,9 +23,10 @@ from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_n
 from packaging.version import Version
 
 from engineroom import build, resolve
-from engineroom.catalog import Catalog, Release
+from engineroom.catalog import Catalog
 from engineroom.errors import EngineRoomError, NotAsLocked, ServiceUnavailable
 from engineroom.host import Host
+from engineroom.rows import Release
 
 PYTHON = (3, 11)  # Debian bookworm's; a vendor's image takes no wheels but the tools', which fit any
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)]  # from bookworm's glibc down

@@ -20,8 +20,9 @@ import pytest
 from demo import ROOT, Demo
 
 from engineroom import build, resolve
-from engineroom.catalog import Catalog, Metrics
+from engineroom.catalog import Catalog
 from engineroom.host import Host
+from engineroom.rows import Metrics
 from launcher import log
 
 pytestmark = pytest.mark.containers

@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from engineroom.catalog import Catalog, Executor
+from engineroom.catalog import Catalog
 from engineroom.errors import CannotBuild, CannotRun, CatalogError, UnknownName
+from engineroom.rows import Executor
 from launcher.engines import ENGINES
 from launcher.settings import SETTINGS
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engineroom.catalog import Catalog, Model
+from engineroom.catalog import Catalog
+from engineroom.rows import Model
 
 FOLDER = Path(__file__).parents[2] / "models/demo-r1"
 

@@ -22,11 +22,12 @@ import pytest
 from click.testing import CliRunner
 
 from engineroom import checks, cli, disk, doctor, machine, resolve, sources
-from engineroom.catalog import FILES, Catalog
+from engineroom.catalog import Catalog
 from engineroom.checks import ENGINE_GROUP, ENGINE_USER, Check
 from engineroom.doctor import Report, examine
 from engineroom.errors import NotReady
 from engineroom.host import Host
+from engineroom.rows import FILES
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = [{"Name": "buildx", "Version": "v0.17.1"}, {"Name": "compose", "Version": "v2.29.7"}]

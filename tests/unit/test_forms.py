@@ -10,9 +10,9 @@ import forms
 import pytest
 from click.testing import CliRunner
 
-from engineroom import cli as host_cli
 from engineroom import stacks
 from engineroom.catalog import Catalog
+from engineroom.cli import stacks as commands
 from engineroom.errors import CannotRun
 from engineroom.forms import FORMS
 from launcher import cli, hardware, raynode
@@ -41,7 +41,7 @@ ROLE = {"LAUNCH_ROLE", "LAUNCH_HEAD"}  # what tells nodes apart, where the sched
 
 def test_every_form_is_read_back() -> None:
     """No form is left out here, and the command line offers each."""
-    assert set(forms.READERS) == set(FORMS) == set(host_cli.FORM_NAMES)
+    assert set(forms.READERS) == set(FORMS) == set(commands.FORM_NAMES)
 
 
 def test_what_has_no_form_is_known() -> None:

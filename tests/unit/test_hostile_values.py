@@ -12,8 +12,9 @@ import yaml
 
 from engineroom import catalog as catalogs
 from engineroom import render
-from engineroom.catalog import FILES, Catalog
+from engineroom.catalog import Catalog
 from engineroom.errors import CatalogError
+from engineroom.rows import FILES
 
 HOSTILE = [
     "two\nlines: [RUN, id]",

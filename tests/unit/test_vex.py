@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from engineroom import auditing, cli, render, resolve, vex
-from engineroom.catalog import Catalog, KnownHole
+from engineroom.catalog import Catalog
 from engineroom.errors import AuditFailed, CatalogError
+from engineroom.rows import KnownHole
 
 ROOT = Path(__file__).parents[2]
 WITH = [name for name in Catalog(ROOT).images if Catalog(ROOT).release_of(name).exceptions]

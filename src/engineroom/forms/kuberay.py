@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engineroom.catalog import Catalog, Release, Variable
+from engineroom.catalog import Catalog
 from engineroom.errors import CannotRun
 from engineroom.forms import kubernetes, manifest
+from engineroom.rows import Release, Variable
 
 Job = Mapping[str, Any]
 

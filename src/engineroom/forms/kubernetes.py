@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engineroom.catalog import Catalog, Variable
+from engineroom.catalog import Catalog
 from engineroom.forms import manifest
+from engineroom.rows import Variable
 
 Job = Mapping[str, Any]
 Object = dict[str, Any]

@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from engineroom import stacks
-from engineroom.catalog import Catalog, Variable
+from engineroom.catalog import Catalog
 from engineroom.errors import BadRequest
 from engineroom.render import template
+from engineroom.rows import Variable
 
 Job = Mapping[str, Any]
 HOURS = 8  # a working day; more than the longest start, and few partitions allow less
