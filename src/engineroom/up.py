@@ -37,7 +37,7 @@ class Bringup:
         """`say` gets progress lines. Raises UnknownName or CannotBuild for a stack that there is not."""
         self.catalog, self.host, self.name, self.say = catalog, host, stack, say
         self.row = catalog.stack(stack)
-        self.image = self.row.image
+        self.image, self.nodes, self.serving = self.row.image, self.row.nodes, f"model {self.row.model}"
 
     @property
     def added(self) -> dict[str, str]:
@@ -54,7 +54,7 @@ class Bringup:
 
     def token(self) -> None:
         """The secret that the nodes of a stack share, before anything is built for them. Raises CatalogError when there is none."""
-        check = checks.cluster_token(self.host, self.name, self.row.nodes)
+        check = checks.cluster_token(self.host, self.name, self.nodes)
         if check.status == "failed":
             raise CatalogError(f"{check.found}.\nType: {check.fix}")
 
@@ -101,7 +101,7 @@ class Bringup:
     def engine(self) -> None:
         """Start the server and wait until a token comes out of it."""
         self._compose("up", "--detach", "--no-deps", f"{self.name}-engine")
-        if self.row.nodes > 1:
+        if self.nodes > 1:
             print(self.elsewhere(), file=sys.stderr, flush=True)
         model = self.catalog.models[self.row.model]
         self._wait(f"{self.name}-engine", stacks.healthy_seconds(self.row, model.bytes) + 60)
@@ -113,7 +113,7 @@ class Bringup:
         self._wait(self.name, PAGE_SECONDS)
 
     def add(self, service: str) -> None:
-        """Start what a profile adds and wait until it works."""
+        """Start one more service and wait until it works."""
         self._compose("up", "--detach", "--no-deps", service)
         self._wait(service, PAGE_SECONDS)
 
@@ -121,13 +121,13 @@ class Bringup:
         """All phases in order, each with its name for people."""
         return [
             ("Docker engine", self.docker),
-            *([("token of the nodes", self.token)] if self.row.nodes > 1 else []),
+            *([("token of the nodes", self.token)] if self.nodes > 1 else []),
             ("ports", self.ports),
             ("base image", self.base),
             (f"image {self.image}", self.engine_image),
             (f"image {resolve.PAGE_IMAGE}", self.page_image),
             *((f"image {image}", partial(self._own_image, image)) for image in self.added.values()),
-            (f"model {self.row.model}", self.engine),
+            (self.serving, self.engine),
             ("chat page", self.page),
             *((service, partial(self.add, f"{self.name}-{service}")) for service in self.added.values()),
         ]
@@ -139,7 +139,7 @@ class Bringup:
             address = network.of_head(settings["LAUNCH_INTERFACE"], settings["LAUNCH_HEAD"]).ip
         except LaunchError:  # the head is refused for the same reason, and says so
             address = "<address of this machine>"
-        return f"""Waiting for {self.row.nodes - 1} more. On each other machine, with the same token file, type:
+        return f"""Waiting for {self.nodes - 1} more. On each other machine, with the same token file, type:
   LAUNCH_HEAD={address} docker compose up {self.name}-worker"""
 
     def ending(self) -> str:
@@ -249,26 +249,11 @@ class UpstreamBringup(Bringup):
     def __init__(self, catalog: Catalog, host: Host, stack: str, say: Say) -> None:
         """`stack` is one of `Catalog.upstream_stacks`."""
         self.catalog, self.host, self.name, self.say = catalog, host, stack, say
-        self.image = catalog.upstream_stacks[stack].image
+        self.image, self.nodes, self.serving = catalog.upstream_stacks[stack].image, 1, "router"
 
     def engine(self) -> None:
         """Start the router; one whose settings are wrong ends, and its words are shown."""
-        self._compose("up", "--detach", "--no-deps", f"{self.name}-engine")
-        self._wait(f"{self.name}-engine", PAGE_SECONDS)
-
-    def phases(self) -> list[tuple[str, Callable[[], None]]]:
-        """All phases in order, each with its name for people."""
-        return [
-            ("Docker engine", self.docker),
-            ("ports", self.ports),
-            ("base image", self.base),
-            (f"image {self.image}", self.engine_image),
-            (f"image {resolve.PAGE_IMAGE}", self.page_image),
-            *((f"image {image}", partial(self._own_image, image)) for image in self.added.values()),
-            ("router", self.engine),
-            ("chat page", self.page),
-            *((service, partial(self.add, f"{self.name}-{service}")) for service in self.added.values()),
-        ]
+        self.add(f"{self.name}-engine")
 
     def ending(self) -> str:
         """What to do with it now, as for a stack with an engine."""
