@@ -12,13 +12,14 @@ the reader has seen part of it, and a second one would differ.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import time
 from typing import Any
 
 import openai
-from server import connect, unavailable
+from server import ADDRESS, KEY, unavailable
 
 LONGEST_PAUSE = 30.0  # seconds
 TEMPORARY = {429, 502, 503, 504}
@@ -38,11 +39,15 @@ def pause(error: openai.APIError, attempt: int) -> float | None:
 
 
 def begin(client: openai.OpenAI, patience: float, **request: Any) -> tuple[Any, Any]:
-    """Ask until the first chunk is there. Returns it and the stream; ends the program with 75 when `patience` seconds are over."""
+    """Ask MODEL, or the first that the server lists, until the first chunk is there. Returns it and the stream.
+
+    Ends the program with 75 when `patience` seconds are over.
+    """
     deadline, attempt = time.monotonic() + patience, 0
     while True:
         try:
-            stream = client.chat.completions.create(stream=True, **request)
+            model = os.environ.get("MODEL") or client.models.list().data[0].id
+            stream = client.chat.completions.create(model=model, stream=True, **request)
             return next(iter(stream)), stream
         except openai.APIError as error:
             seconds = pause(error, attempt)
@@ -64,8 +69,8 @@ def main() -> None:
     options = parser.parse_args()
 
     # The package would try twice by itself, for 8 s at most each time: one loop is enough.
-    client, model = connect(max_retries=0)
-    chunk, stream = begin(client, options.patience, model=model, messages=[{"role": "user", "content": options.question}])
+    client = openai.OpenAI(base_url=ADDRESS, api_key=KEY, max_retries=0)
+    chunk, stream = begin(client, options.patience, messages=[{"role": "user", "content": options.question}])
     try:
         while True:
             print((chunk.choices[0].delta.content if chunk.choices else None) or "", end="", flush=True)

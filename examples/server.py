@@ -24,6 +24,10 @@ def connect(**options: Any) -> tuple[openai.OpenAI, str]:
         unavailable("nothing answers there. Is a stack up (docker compose ps)? OPENAI_BASE_URL says where to ask.")
     except openai.AuthenticationError:
         unavailable("the key is not accepted. OPENAI_API_KEY says which to send.")
+    except openai.APIStatusError as error:
+        unavailable(f"{error.status_code}: {error.message.strip()[:300]}")
+    except IndexError:
+        unavailable("it lists no model. MODEL says which to ask for.")
 
 
 def unavailable(why: str) -> NoReturn:

@@ -83,13 +83,25 @@ class Server:
         return text
 
 
-def total(text: str, *names: str) -> float | None:
-    """Sum over all label sets of these metrics in the Prometheus text format; None where there are none."""
-    lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] in names]
+def values(text: str, *names: str) -> list[float]:
+    """These metrics in the Prometheus text format, one value for each of their label sets; `name{label="value"}` is one of those alone.
+
+    Empty where a value is no number.
+    """
+    wanted = [name.rstrip("}").partition("{") for name in names]
+    found = (
+        line for line in text.splitlines() if any(line.split("{")[0].split(" ")[0] == name and label in line for name, _, label in wanted)
+    )
     try:
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
+        return [float(line.rsplit(" ", 1)[1]) for line in found]
     except (ValueError, LookupError):
-        return None
+        return []
+
+
+def total(text: str, *names: str) -> float | None:
+    """Their sum; None where there are none."""
+    found = values(text, *names)
+    return sum(found) if found else None
 
 
 class State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 import urllib.error
@@ -54,5 +55,5 @@ def request(api: Api, path: str, body: dict[str, Any] | None = None) -> Any:
     except urllib.error.HTTPError as error:
         said = f"{api.url}{path} answers {error.code}: {error.read(300).decode('utf-8', 'replace').strip()}"
         raise (ServiceUnavailable if error.code in (502, 503, 504) else EngineRoomError)(said) from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ServiceUnavailable(f"{api.url} cannot be reached: {getattr(error, 'reason', error)}") from None

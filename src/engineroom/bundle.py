@@ -31,7 +31,7 @@ SHORTEST = 6  # characters of a secret: what is shorter stands in too many other
 SECRET_NAME = re.compile(r"(?i)(token|secret|password|passwd|credentials?|api_?key|secret_key|_keys?)$")
 PATTERNS = (
     re.compile(r"(?i)(?<=bearer )[^\s\"',;]+"),
-    re.compile(r"(?<=://)[^/@\s\"']+(?=@)"),  # user and password in an address
+    re.compile(r"(?<=://)[^/\s\"']+(?=@)"),  # user and password in an address
     re.compile(r"\b(?:hf|sk|ghp|glpat)[_-][\w-]{8,}"),  # tokens of hubs and services, by their form
     re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"),  # a signed web token
     re.compile(r"(?i)(?<=--api-key[= ])\S+|(?<=--hf-token[= ])\S+"),
@@ -68,7 +68,7 @@ def write(catalog: Catalog, host: Host, stack: str, file: Path) -> list[str]:
     """Write the archive, readable for its owner alone, and return the names in it. Raises UnknownName or CannotBuild, ServiceUnavailable."""
     row = catalog.any_stack(stack)
     services = running.containers(catalog, host, stack).get(stack, {})
-    config = _config(host, stack)
+    config = _config(host, {stack, *services})
     redactor = Redactor(secrets(host, config, services.values()))
     parts: dict[str, Callable[[], Any]] = {
         "versions.json": lambda: _versions(host, services),
@@ -100,7 +100,7 @@ def secrets(host: Host, config: Mapping[str, Any], containers: Iterable[Containe
         pairs = (line.partition("=") for line in container.attrs["Config"]["Env"])
         found |= {value for name, _, value in pairs if SECRET_NAME.search(name)}
     files = {Path(row["file"]) for row in (config.get("secrets") or {}).values() if row.get("file")}
-    for file in (*files, *(file for file in (host.hf_token, host.cluster_token) if file)):
+    for file in (*files, *(file for file in (host.hf_token, host.cluster_token, host.gateway_keys, host.upstream_key) if file)):
         if file.is_file():
             found |= set(machine.text_of(file).replace(":", " ").split())
     return found
@@ -121,10 +121,9 @@ def default_file(catalog: Catalog, stack: str) -> Path:
     return catalog.root / "build" / "bundles" / f"{stack}-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz"
 
 
-def _config(host: Host, stack: str) -> dict[str, Any]:
-    """What Compose makes of the stack; empty when it refuses, which then stands in no file but in its own words."""
-    command = ["docker", "compose", "--profile", stack, "--profile", f"{stack}-worker", "config", "--format", "json"]
-    answer = machine.ask(*command, cwd=host.root)
+def _config(host: Host, services: set[str]) -> dict[str, Any]:
+    """What Compose makes of these services and what they depend on; empty when it refuses, which then stands in no file but in its own words."""
+    answer = machine.ask("docker", "compose", "config", "--format", "json", *sorted(services), cwd=host.root)
     return dict(json.loads(answer.text)) if answer.well else {"refused": answer.error}
 
 

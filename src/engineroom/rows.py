@@ -192,7 +192,7 @@ class Memory(Row):
     source: Reason
 
 
-Metric = Annotated[str, StringConstraints(pattern=r'^(([a-z_]+:)?[a-z_]+(\{[a-z_]+=~?"[^"]+"\})?)?$')]
+Metric = Annotated[str, StringConstraints(pattern=r'^(([a-z_]+:)?[a-z_]+(\{[a-z_]+=~?"[^"]+"(,[a-z_]+=~?"[^"]+")*\})?)?$')]
 
 
 class Metrics(Row):

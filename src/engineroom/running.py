@@ -129,14 +129,15 @@ def last_exit(container: Container, said: list[log.Line]) -> str:
     """How it ended the last time, in plain words: its exit code, and the launcher's last error. Empty where it has not ended."""
     state, restarts = container.attrs["State"], container.attrs["RestartCount"]
     error = next((line.message for line in reversed(said) if line.level == "ERROR"), "")
-    if state["Status"] in ("running", "created") and not restarts:
+    lives = state["Status"] in ("running", "paused")
+    if (lives or state["Status"] == "created") and not restarts:
         return ""
-    if state["Status"] == "running":
+    if lives:
         words = [f"started again {restarts} time{'s' if restarts > 1 else ''}"]
     else:
         code = state["ExitCode"]
         words = ["killed for want of memory" if state.get("OOMKilled") else EXITS.get(code, "its program failed"), f"exit code {code}"]
-    told = state["Status"] == "running" or state["ExitCode"]  # an error before an end that was asked for is an older one
+    told = lives or state["ExitCode"]  # an error before an end that was asked for is an older one
     return ", ".join(words) + (f": {first(error)}" if error and told else "")
 
 
@@ -169,10 +170,11 @@ def sample(container: Container, names: Metrics) -> Sample:
     except DockerException:  # it ends at this moment
         pass
 
-    def value(name: str) -> float | None:
+    def total(name: str) -> float | None:
         return probe.total(text, name) if name else None
 
-    return Sample(time.monotonic(), value(names.generation_tokens), value(names.running), value(names.waiting), value(names.cache))
+    fullest = max(probe.values(text, names.cache) if names.cache else (), default=None)  # one server may have several engines
+    return Sample(time.monotonic(), total(names.generation_tokens), total(names.running), total(names.waiting), fullest)
 
 
 def rate(before: Sample | None, now: Sample) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 from collections.abc import Iterator
@@ -104,6 +105,6 @@ def _events(api: Api, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     if event.get("error"):
                         raise EngineRoomError(f"The stream broke off: {str(event['error'])[:300]}")
                     yield event
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise EngineRoomError(f"The stream broke off: {error}") from None
     raise EngineRoomError("The stream ended without [DONE]: something between here and the engine cut it.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
+from docker.errors import NotFound
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -52,7 +53,10 @@ class Watch:
             row = self.catalog.any_stack(stack)
             for name, container in services.items():
                 engine = name in (f"{stack}-engine", f"{stack}-worker")
-                said = running.lines(container) if engine else []
+                try:
+                    said = running.lines(container) if engine else []
+                except NotFound:  # removed since it was listed
+                    continue
                 state, why = running.condition(container, said)
                 service = Service(stack, name, state, why, running.last_exit(container, said), row.nodes if engine else 1)
                 if name == f"{stack}-engine" and isinstance(row, Stack) and state in ("ready", "not ready"):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engineroom.api import Api
-from engineroom.bench import generator, plot, report, results, scenarios
+from engineroom.bench import generator, plot, report, results, scenarios, start
 from engineroom.bench.generator import Generator, Target
 from engineroom.bench.results import Result, Run, Step
 from engineroom.bench.run import measure
@@ -46,7 +46,7 @@ class Recorded(Generator):
 def recorded(speeds: dict[int, float | BaseException]) -> Subject:
     made = Recorded()
     made.speeds = speeds
-    return Subject({}, TARGET, made)
+    return Subject({"context": 4096}, TARGET, made)
 
 
 def run_of(speed: float = 100, **conditions: Any) -> Run:
@@ -157,7 +157,7 @@ def test_saturation(tmp_path: Path, speeds: dict[int, float | BaseException], le
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), TryAgain("not measured within 60 minutes"), EngineRoomError("it ended with 1")])
 def test_what_was_measured_is_kept(tmp_path: Path, end: BaseException) -> None:
     """An interrupt, a deadline or a failure later on: the file has what came before, and why it ended."""
-    file, run = tmp_path / "run.json", Run(conditions={"context": 4096})
+    file, run = tmp_path / "run.json", Run(conditions={})
     with pytest.raises(type(end)):
         measure(run, {"long": scenarios.load()["long"], "saturation": SATURATION}, recorded({8: 100, 16: end}), file, lambda _: None)
     kept = results.read(file)
@@ -195,6 +195,7 @@ def test_ratios() -> None:
         ("model", "r1-32b", "model: r1-7b, then r1-32b"),
         ("gpus", ["NVIDIA H200"] * 2, "GPUs: NVIDIA H200, then NVIDIA H200, NVIDIA H200"),
         ("generator", "vllm bench serve 0.25.1", "generator: "),
+        ("root", "/models/r1-32b", "model's root: not known, then /models/r1-32b"),
     ],
 )
 def test_what_cannot_be_compared(field: str, value: object, says: str) -> None:
@@ -206,6 +207,32 @@ def test_what_cannot_be_compared(field: str, value: object, says: str) -> None:
     assert refused.value.exit_code == 78
     assert "--anyway" in str(refused.value)
     assert "1.00" in text(report.compare(old, new, anyway=True))
+
+
+def test_machines_that_are_not_known_are_not_the_same() -> None:
+    """Of servers elsewhere nobody told the GPUs: another address may be another machine. With them, or for stacks, it is only said."""
+    there, here = ({"url": f"https://{name}/v1"} for name in ("v100.example", "h200.example"))
+
+    with pytest.raises(CannotRun, match="machine, with GPUs that are not known"):
+        report.compare(run_of(gpus=[], **there), run_of(gpus=[], **here), anyway=False)
+    assert "1.00" in text(report.compare(run_of(**there), run_of(**here), anyway=False))
+    assert list(report.changed(run_of(**there), run_of(**here))) == ["url: https://v100.example/v1\n  then https://h200.example/v1"]
+
+
+def test_requests_that_failed_are_seen_beside_the_ratio(tmp_path: Path) -> None:
+    """Who answers eight of 128 is not faster for it."""
+    old, new = run_of(), run_of()
+    new.results["single"].steps[0] = ANSWERED.model_copy(update={"completed": 2, "errors": {"503": 8}})
+    said: list[str] = []
+    for folder, run in (("old", old), ("new", new)):
+        (tmp_path / folder).mkdir()
+        run.write(tmp_path / folder / "r1.json")
+
+    start.compare(tmp_path / "old/r1.json", tmp_path / "new/r1.json", tmp_path / "both.png", said.append, anyway=False)
+
+    assert f"{ANSWERED.completed} of {ANSWERED.requests}, then 2 of {ANSWERED.requests}" in text(report.compare(old, new, anyway=False))
+    assert f"{tmp_path / 'new/r1.json'}: single, {ANSWERED.concurrency} at once: 8 x 503" in said
+    assert (tmp_path / "both.png").exists()
 
 
 def test_another_scenario_cannot_be_compared() -> None:
@@ -268,6 +295,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         ("bench demo-cpu --note x", "no KEY=VALUE"),
         ("bench demo-cpu --scenarios /nowhere", "does not exist"),
         ("bench compare /nowhere /nowhere", "does not exist"),
+        ("bench demo-cpu --to run.png", "run.json"),
     ],
 )
 def test_command_lines_that_are_refused(line: str, says: str) -> None:

@@ -30,6 +30,7 @@ def test_a_known_secret_goes_in_every_form(text: str) -> None:
     [
         ("Authorization: Bearer abc.DEF-123", "Authorization: Bearer ********"),
         ("index https://me:pass@mirror.example/simple", "index https://********@mirror.example/simple"),
+        ("proxy http://me:p@ss@proxy:3128", "proxy http://********@proxy:3128"),
         ("token hf_AbCdEfGhIjKlMn", "token ********"),
         ("key sk-proj-0123456789", "key ********"),
         ("cookie eyJhbGciOi.eyJzdWIi.c2ln", "cookie ********"),

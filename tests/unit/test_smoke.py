@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import NoReturn
 
 import pytest
 
@@ -76,6 +78,25 @@ def test_a_wrong_answer(answer: str, message: str) -> None:
         smoke.ask(wrong, thinks=True)
 
     assert caught.value.exit_code == 70
+
+
+def test_a_stream_that_is_cut_inside_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library says of it is no traceback."""
+
+    def cut(*_: object) -> NoReturn:
+        raise http.client.IncompleteRead(b"")
+
+    with api(DONE) as right:
+        monkeypatch.setattr(http.client.HTTPResponse, "readline", cut)
+        monkeypatch.setattr(smoke, "model_row", lambda *_: {"id": "r1"})
+        with pytest.raises(EngineRoomError, match="broke off|cannot be reached"):
+            smoke.ask(right)
+
+
+def test_an_address_that_is_none() -> None:
+    """It is named."""
+    with pytest.raises(ServiceUnavailable, match="localhost:abc"):
+        smoke.ask(Api("http://localhost:abc/v1"))
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, 69), (502, 69), (401, 70), (404, 70), (500, 70)])

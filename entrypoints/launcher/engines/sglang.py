@@ -8,7 +8,7 @@ from launcher.engines.common import Request, flags, merged, refuse_key
 
 HEALTH = "/health"
 CACHE = "SGLANG_CACHE_DIR"
-PROGRESS = "sglang:generation_tokens_total"
+PROGRESS = "sglang:realtime_tokens_total"  # rises with each step; generation_tokens_total only when a request ends
 DEATH: re.Pattern[bytes] | None = None
 RUNNING: tuple[str, ...] = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.table import Table
 
@@ -21,9 +22,8 @@ def table(run: Run) -> Table:
     shown = _table("Scenario", "At once", "Answered", "Tokens/s out", "TTFT, ms: p50/90/99", "TPOT, ms: p50/90/99", "Whole answer, s")
     for name, result in run.results.items():
         for step in result.steps:
-            answered = f"{step.completed} of {step.requests}"
             times = (_spread(step.ttft, 1, ".0f"), _spread(step.tpot, 1, ".1f"), _spread(step.latency, 1000, ".1f"))
-            shown.add_row(name, str(step.concurrency), answered, f"{step.output_tokens_per_second:,.1f}", *times)
+            shown.add_row(name, str(step.concurrency), _answered(step), f"{step.output_tokens_per_second:,.1f}", *times)
     return shown
 
 
@@ -46,6 +46,13 @@ def differences(old: Run, new: Run) -> list[str]:
         for field in SAME
         if (before := old.conditions.get(field)) != (after := new.conditions.get(field))
     ]
+    if not (old.conditions.get("stack") and new.conditions.get("stack")):  # served names and machines say little by themselves
+        before, after = (run.conditions.get("root") for run in (old, new))
+        if before != after:
+            found.append(f"what the server calls its model's root: {_words(before)}, then {_words(after)}")
+        before, after = (urlsplit(run.conditions.get("url") or "").hostname for run in (old, new))
+        if before != after and not (old.conditions.get("gpus") and new.conditions.get("gpus")):
+            found.append(f"machine, with GPUs that are not known (--note gpus=… says them): {before}, then {after}")
     for name, result in old.results.items():
         if name in new.results and result.scenario.shape() != (shape := new.results[name].scenario.shape()):
             changed = [f"{field} {was:g}, then {shape[field]:g}" for field, was in result.scenario.shape().items() if was != shape[field]]
@@ -66,13 +73,13 @@ def compare(old: Run, new: Run, *, anyway: bool) -> Table:
     ]
     if not pairs:
         raise CannotRun("They have no measured scenario in common.")
-    shown = _table("Scenario", "At once", *(head for name in FIGURES for head in (name, "new ÷ old")))
+    shown = _table("Scenario", "At once", "Answered", *(head for name in FIGURES for head in (name, "new ÷ old")))
     for name, before, after in pairs:
         cells = []
         for field in FIGURES.values():
             was, now = _figure(before, field), _figure(after, field)
             cells += [f"{was:,.1f}, then {now:,.1f}", f"{now / was:.2f}" if was else "-"]
-        shown.add_row(name, str(before.concurrency), *cells)
+        shown.add_row(name, str(before.concurrency), f"{_answered(before)}, then {_answered(after)}", *cells)
     return shown
 
 
@@ -80,7 +87,7 @@ def changed(old: Run, new: Run) -> Iterator[str]:
     """What else differs: that may be what is compared."""
     for field in old.conditions.keys() | new.conditions.keys():
         before, after = old.conditions.get(field), new.conditions.get(field)
-        if before != after and field not in (*SAME, "date", "url", "root"):
+        if before != after and field not in (*SAME, "date"):
             yield f"{WORDS.get(field, field)}: {_words(before)}\n  then {_words(after)}"
     for name in old.results.keys() ^ new.results.keys():
         yield f"{name}: only in the {'old' if name in old.results else 'new'} one"
@@ -90,6 +97,10 @@ def _pairs(old: Result, new: Result | None) -> Iterator[tuple[Step, Step]]:
     """Measurements of the same concurrency."""
     later = {step.concurrency: step for step in new.steps} if new else {}
     return ((step, later[step.concurrency]) for step in old.steps if step.concurrency in later)
+
+
+def _answered(step: Step) -> str:
+    return f"{step.completed} of {step.requests}"
 
 
 def _figure(step: Step, field: str) -> float:

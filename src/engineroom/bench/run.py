@@ -22,7 +22,7 @@ def measure(run: Run, scenarios: Mapping[str, Scenario], subject: Subject, file:
     log = file.with_suffix(".log")
     try:
         for name, wanted in scenarios.items():
-            scenario, note = fitted(wanted, run.conditions.get("context"))
+            scenario, note = fitted(wanted, subject.conditions.get("context"))
             result = run.results[name] = Result(scenario=scenario or wanted, note=note)
             say(f"{name}: {note or 'begins'}")
             if scenario:

@@ -75,16 +75,25 @@ def compare(old: Path, new: Path, picture: Path | None, say: Say, *, anyway: boo
     shown = report.compare(before, after, anyway=anyway)
     for line in (*(f"not the same: {line}" for line in report.differences(before, after)), *report.changed(before, after)):
         say(line)
+    for label, run in _labelled({old: before, new: after}).items():
+        for line in report.notes(run):
+            say(f"{label}: {line}")
     _console().print(shown)
     if picture:
-        plots.draw({old.stem: before, new.stem: after}, picture)
+        plots.draw(_labelled({old: before, new: after}), picture)
         say(str(picture))
 
 
 def plot(files: tuple[Path, ...], picture: Path) -> Path:
     """Draw runs. Raises BadRequest for a file that is none, CannotRun."""
-    plots.draw({file.stem: results.read(file) for file in files}, picture)
+    plots.draw(_labelled({file: results.read(file) for file in files}), picture)
     return picture
+
+
+def _labelled(runs: Mapping[Path, Run]) -> dict[str, Run]:
+    """The runs by the names of their files, or by their paths where two have the same name."""
+    names = {file.stem for file in runs}
+    return {file.stem if len(names) == len(runs) else str(file): run for file, run in runs.items()}
 
 
 def _show(run: Run, file: Path, say: Say) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from engineroom.cli.common import FILE, INPUT, catalog, cli, host, note, pairs, root
-
-if TYPE_CHECKING:
-    pass
 
 
 class Bench(click.Group):
@@ -49,6 +46,8 @@ def bench_run(**values: Any) -> None:
         raise click.UsageError(f"{options.url!r} is no http:// or https:// address.")
     if options.stack and (options.model or options.tokenizer or options.key_file or options.ca or options.program):
         raise click.UsageError("--model, --tokenizer, --key-file, --ca and --generator go with --url.")
+    if options.out and options.out.suffix != ".json":
+        raise click.UsageError(f"--to {options.out.name}: results are JSON, with a plot beside them. Name it {options.out.stem}.json.")
     start.start(None if options.program else (catalog(), host()), options, root() / "build" / "bench", note)
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from engineroom.cli.common import FILE, FOLDER, catalog, cli, host, interruptible, note
-
-if TYPE_CHECKING:
-    pass
 
 
 @cli.command()

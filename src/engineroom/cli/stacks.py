@@ -164,8 +164,6 @@ def up(stack: str, **switched: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found.")
 def doctor(stack: str, as_json: bool, **switched: bool) -> None:
     """Look at what STACK (default: the demo) needs of this machine, and say how to mend what is wrong. Changes nothing; 78 if it is not ready."""
-    import json
-
     from engineroom.doctor import examine
 
     rows = catalog()
