@@ -27,7 +27,7 @@ DIGEST = "registry.example/team/engineroom@sha256:" + "ab" * 32
 STAY = 'trap "exit 0" TERM; sleep 60 & wait'
 SRUN = f"""#!/bin/bash
 if [[ $1 == --help ]]; then echo "$SRUN_HELP"; exit; fi
-printf '%s\\n' "$@" >"$RECORD/srun.$(ls "$RECORD" | grep -c srun)"
+printf '%s\\n' "$@" >"$RECORD/new.$$" && mv "$RECORD/new.$$" "$RECORD/srun.$(ls "$RECORD" | grep -c srun)" # whole, or not there
 export SLURM_NODEID=0 SLURM_STEP_NUM_NODES=1
 if [[ "$*" == *--container-image=* ]]; then
     mkdir -p "$ENGINEROOM_TMP/engineroom-7-0"
@@ -41,8 +41,8 @@ exec "$@"
 """
 APPTAINER = f"""#!/bin/bash
 number=$(ls "$RECORD" | grep -c apptainer)
-printf '%s\\n' "$@" >"$RECORD/apptainer.$number"
 env >"$RECORD/env.$number"
+printf '%s\\n' "$@" >"$RECORD/new.$$" && mv "$RECORD/new.$$" "$RECORD/apptainer.$number"
 if [[ $1 == pull ]]; then touch "$3"; exit; fi
 for word in "$@"; do if [[ $word == --bind=*:/tmp ]]; then word=${{word#--bind=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
 {STAY}
@@ -50,7 +50,7 @@ for word in "$@"; do if [[ $word == --bind=*:/tmp ]]; then word=${{word#--bind=}
 ID = "#!/bin/sh\necho 1000\n"  # an ordinary user, whoever runs the tests
 # The gateway's container is a real one.
 DOCKER = f"""#!/bin/bash
-printf '%s\\n' "$@" >"$RECORD/docker.$$" # page and gateway are started at once
+printf '%s\\n' "$@" >"$RECORD/new.$$" && mv "$RECORD/new.$$" "$RECORD/docker.$$" # page and gateway are started at once
 if [[ "$*" == *-gateway* ]]; then exec {shutil.which("docker")} "$@"; fi
 if [[ $1 != run ]]; then exit; fi
 for word in "$@"; do if [[ $word == --volume=*:/tmp ]]; then word=${{word#--volume=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
