@@ -77,7 +77,7 @@ class Upstream:
                     writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
                     writer.write(await reader.read(64))
                     break
-                await self._answer(writer, json.loads(body) if body.startswith(b"{") else {})
+                await self._answer(writer, line, json.loads(body) if body.startswith(b"{") else {})
         except (asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         except (ConnectionError, asyncio.LimitOverrunError):
@@ -85,13 +85,15 @@ class Upstream:
         finally:
             writer.close()
 
-    async def _answer(self, writer: asyncio.StreamWriter, wanted: dict[str, Any]) -> None:
+    async def _answer(self, writer: asyncio.StreamWriter, line: str, wanted: dict[str, Any]) -> None:
         await asyncio.sleep(wanted.get("wait", 0))
         if status := self.always or wanted.get("status"):
-            writer.write(f"HTTP/1.1 {status} Of The Engine\r\nContent-Length: 6\r\n\r\nengine".encode())
+            writer.write(f"HTTP/1.1 {status} Of The Engine\r\nRetry-After: 5\r\nContent-Length: 6\r\n\r\nengine".encode())
             return
         cors = "Access-Control-Allow-Origin: *\r\n"
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{cors}Transfer-Encoding: chunked\r\n\r\n".encode())
+        if line.startswith("HEAD "):  # has no body, which would be taken for the next answer
+            return
         for number in range(wanted.get("chunks", 1)):
             text = f"data: {number}\n\n".encode()
             writer.write(b"%x\r\n%s\r\n" % (len(text), text))

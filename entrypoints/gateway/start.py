@@ -22,6 +22,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,10 +48,11 @@ WORK = Path("/tmp/gateway")  # noqa: S108 - of this container alone
 DATA = Path("/data")
 CONFIGURATION = "/etc/engineroom/nginx.conf"
 LOOK_SECONDS = 5
+WARN_DAYS = 14  # before a certificate ends, each day
 KEY = re.compile(r"[A-Za-z0-9._~+/=-]{20,200}")
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 PLACE = re.compile(r"\[?([A-Za-z0-9_.:-]+?)\]?:(\d{1,5})")
-ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?")
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]{1,253}(:\d{1,5})?")
 REFUSED, FAILED = 78, 70
 
 Settings = Mapping[str, str]
@@ -91,8 +93,12 @@ def read_settings(environ: Mapping[str, str]) -> dict[str, str]:
         for word in found[name].split():
             if not pattern.fullmatch(word):
                 raise Refused(f"{name} holds {word!r}: write {form}, with spaces between several.")
-    if not re.fullmatch(r"([A-Za-z0-9.:\[\]]+:)?\d{1,5}", found["GATEWAY_LISTEN"]):
+    if not re.fullmatch(r"([A-Za-z0-9.-]+:|\[[0-9a-fA-F:.]+\]:)?\d{1,5}", found["GATEWAY_LISTEN"]):
         raise Refused(f"GATEWAY_LISTEN is {found['GATEWAY_LISTEN']!r}: write a port, or address:port.")
+    for name in ("GATEWAY_ENGINES", "GATEWAY_PAGE", "GATEWAY_LISTEN"):
+        for word in found[name].split():
+            if not 0 < int(word.rpartition(":")[2]) < 65536:  # noqa: PLR2004 - the ports that there are
+                raise Refused(f"{name} holds {word!r}: a port is a number from 1 to 65535.")
     if not found["GATEWAY_ENGINES"].split():
         raise Refused("GATEWAY_ENGINES is empty: set it to host:port of the engine.")
     return found
@@ -184,8 +190,8 @@ def certificate(settings: Settings) -> Certificate:
 def made_certificate(names: str) -> Certificate:
     """A certificate signed by itself, for the names that are set: the one in the volume if it still serves, else a new one."""
     own, made_for = Certificate(DATA / "certificate.pem", DATA / "certificate-key.pem"), DATA / "certificate-names"
-    serves = all(path.exists() for path in (*own, made_for)) and made_for.read_text() == names
-    if serves and not openssl("x509", "-in", str(own.file), "-noout", "-checkend", str(30 * 86400)).returncode:
+    serves = all(path.exists() for path in (*own, made_for)) and read(str(made_for), "GATEWAY_NAMES") == names
+    if serves and not ends_within(own, 30):
         return own
     others = ",".join(f"{'IP' if re.fullmatch(r'[0-9.]+|.*:.*', name) else 'DNS'}:{name}" for name in names.split())
     made = openssl(
@@ -194,6 +200,7 @@ def made_certificate(names: str) -> Certificate:
     )  # fmt: skip
     if made.returncode:
         raise Refused(f"no certificate could be made in {DATA} for {names!r}:\n{made.stderr.strip()}")
+    own.key.chmod(0o660)  # OpenSSL gives it to this user alone: another id may take the volume over
     write(made_for, names, 0o660)
     return own
 
@@ -211,8 +218,13 @@ def introduce(own: Certificate, made: bool) -> None:
     fingerprint, end = (line.partition("=")[2] for line in told.stdout.splitlines()[:2])
     say(f"certificate {'made here, signed by itself: clients must be told to trust it' if made else own.file}; valid until {end}")
     say(f"its SHA-256 fingerprint: {fingerprint}")
-    if openssl("x509", "-in", str(own.file), "-noout", "-checkend", "0").returncode:
+    if ends_within(own, 0):
         say("it has ended: clients will refuse it")
+
+
+def ends_within(own: Certificate, days: int) -> bool:
+    """Whether a certificate ends before so many days are over."""
+    return bool(openssl("x509", "-in", str(own.file), "-noout", "-checkend", str(days * 86400)).returncode)
 
 
 class Addresses:
@@ -229,6 +241,8 @@ class Addresses:
             rows = socket.getaddrinfo(found[1], int(found[2]), type=socket.SOCK_STREAM)
             hosts = {f"[{row[4][0]!s}]" if row[0] == socket.AF_INET6 else str(row[4][0]) for row in rows}
             self.known[place] = [f"{host}:{found[2]}" for host in sorted(hosts)]
+        except UnicodeError:  # what no name can be: a part that is empty, or longer than 63 characters
+            self.known[place] = []
         except socket.gaierror as error:
             if error.errno != socket.EAI_AGAIN:
                 self.known[place] = []
@@ -252,7 +266,7 @@ def configuration(settings: Settings, names: Mapping[str, str], own: Certificate
         "map $http_authorization $key_name {", '    default "";',
         *(f'    "~^(?i:bearer) {re.escape(key)}$" "{name}";' for key, name in names.items()), "}",
         f'map $host $with_page {{ default {"yes" if page else "no"}; }}',
-        "map $http_origin $cors {", '    default "";', *(f'    "{origin}" $http_origin;' for origin in settings["GATEWAY_ORIGINS"].split()), "}",
+        "map $http_origin $cors {", '    default "";', *(f'    "{origin}" $http_origin;' for origin in dict.fromkeys(settings["GATEWAY_ORIGINS"].lower().split())), "}",
         upstream("engine", settings["GATEWAY_ENGINES"].split(), addresses),
         upstream("page", page, addresses),
         f"limit_req_zone $limited zone=rate:1m rate={rate}r/s;", f"limit_req zone=rate burst={2 * rate} nodelay;",
@@ -270,6 +284,7 @@ class Gateway:
         self.settings, self.addresses, self.shown = settings, Addresses(), ""
         self.certificate: Certificate = certificate(settings)
         self.stamp: list[int] = []  # when the certificate's files last changed
+        self.warned = time.monotonic()  # that it ends soon
         self.woken, self.stopping = threading.Event(), False
 
     def settle(self) -> bool:
@@ -278,6 +293,12 @@ class Gateway:
             stamp = [path.stat().st_mtime_ns for path in self.certificate]
         except OSError as error:
             raise Refused(f"{error.filename} is gone: {error.strerror}.") from None
+        if time.monotonic() > self.warned + 86400:
+            self.warned = time.monotonic()
+            if ends_within(self.certificate, WARN_DAYS):
+                say(
+                    f"{self.certificate.file} ends within {WARN_DAYS} days. Renew it, then: docker compose restart {self.settings['GATEWAY_SERVICE']}"
+                )
         text = configuration(self.settings, keys(self.settings), self.certificate, self.addresses)
         if (text, stamp) == (self.shown, self.stamp):
             return False

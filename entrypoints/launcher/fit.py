@@ -76,11 +76,6 @@ TOKENS = ("max-num-batched-tokens", "chunked-prefill-size", "max-num-tokens")
 NO_GRAPHS = ("enforce-eager", "disable-cuda-graph")
 
 
-def drafts(flag: Callable[..., str]) -> bool:
-    """Whether these flags have the model's own draft layers loaded: the methods of vLLM's --speculative-config whose names end in mtp."""
-    return 'mtp"' in flag("speculative-config")
-
-
 def engine(memory: Mapping[str, Any], flag: Callable[..., str]) -> Engine:
     """How a release deals memory out, with what its flags change of it.
 
@@ -106,7 +101,8 @@ class Layout(NamedTuple):
     """How the model is cut and held.
 
     `weights` is how linear weights are held: as `stored`, `fp8` or `half`; `cache` is the bytes of a cached number; `drafts` says that the
-    model's own draft layers are loaded.
+    model's own draft layers are loaded. `parts` are the GPUs that share each routed expert's layer, each attention and the rest, where
+    those are not `tp`.
     """
 
     tp: int
@@ -114,6 +110,49 @@ class Layout(NamedTuple):
     weights: str = "stored"
     cache: int = 2
     drafts: bool = False
+    parts: tuple[int, int, int] | None = None
+
+    @property
+    def experts(self) -> int:
+        """GPUs over which the routed experts are spread."""
+        return self.parts[0] if self.parts else self.tp
+
+    @property
+    def attention(self) -> int:
+        """GPUs that share each attention, and its cache."""
+        return self.parts[1] if self.parts else self.tp
+
+    @property
+    def rest(self) -> int:
+        """GPUs that share the other layers."""
+        return self.parts[2] if self.parts else self.tp
+
+    @property
+    def ranks(self) -> int:
+        """Groups of GPUs within the tensor-parallel ones that have requests of their own, each with a cache of its own."""
+        return max(self.tp // self.attention, 1)
+
+
+def layout(kind: str, flag: Callable[..., str], tp: int, pp: int, weights: str) -> Layout:
+    """How an engine of this kind cuts and holds the model, by its flags.
+
+    Data-parallel copies of vLLM share the routed experts among them; SGLang's and TensorRT-LLM's attention data parallel divides the
+    tensor-parallel GPUs into groups that have attention whole, the second with all but the experts. Draft layers are those of vLLM's
+    methods whose names end in mtp. Source: FusedMoEParallelConfig.make in vllm/model_executor/layers/fused_moe/config.py, 0.25.1;
+    sglang/srt/layers/dp_attention.py, 0.5.23; tensorrt_llm/_torch/models/modeling_deepseekv3.py, 1.2.1.
+    """
+    cache = 1 if flag("kv-cache-dtype").startswith("fp8") else 2
+    drafts = 'mtp"' in flag("speculative-config") or flag("speculative-config.method").endswith("mtp")
+    asked = flag("data-parallel-size", "dp-size")
+    size = max(int(asked), 1) if asked.isdigit() else 1
+    parts = None
+    if flag("enable-attention-dp").lower() == "true":
+        parts = (tp, 1, 1)
+    elif flag("enable-dp-attention").lower() == "true" and tp % size == 0:
+        parts = (tp, tp // size, tp)
+    elif kind == "vllm" and size > 1:
+        parts = (tp * size, tp, tp)
+    return Layout(tp, pp, weights, cache, drafts, parts)
 
 
 class Limits(NamedTuple):
@@ -139,7 +178,7 @@ class Stage(NamedTuple):
 class Fit(NamedTuple):
     """What a layout leaves.
 
-    `budget` is what the engine may use of a GPU; `tokens` fit in the cache altogether; `context` is the longest request, at most the
+    `budget` is what the engine may use of a GPU; `tokens` fit in the cache, of which there is one for each of `ranks`; `context` is the longest request, at most the
     model's or the limit that was set; a negative `free` of a stage is what is missing there.
     """
 
@@ -147,10 +186,11 @@ class Fit(NamedTuple):
     stages: tuple[Stage, ...]
     tokens: int
     context: int
+    ranks: int = 1
 
     def requests(self, context: int) -> int:
         """How many requests of so many tokens fit at once."""
-        return max(min(stage.free // (context * stage.token + stage.request or 1) for stage in self.stages), 0)
+        return self.ranks * max(min(stage.free // (context * stage.token + stage.request or 1) for stage in self.stages), 0)
 
     @property
     def missing(self) -> int:
@@ -237,7 +277,7 @@ def weights(tensors: Sequence[Tensor], model: Shape, layout: Layout) -> list[int
     held = [0.0] * layout.pp
     tied = not any(tensor.name.startswith("lm_head") for tensor in tensors)
     for tensor in tensors:
-        bytes_here = _held(tensor, layout.weights) * _share(tensor, model, layout.tp)
+        bytes_here = _held(tensor, layout.weights) * _share(tensor, model, layout)
         layer = layer_of(tensor.name)
         if layer is None:
             ends = {0, layout.pp - 1} if tied and "embed_tokens" in tensor.name else {0 if "embed" in tensor.name else layout.pp - 1}
@@ -278,8 +318,8 @@ def _in_engine(tensor: Tensor, how: str) -> int:
     return size(tensor)
 
 
-def _share(tensor: Tensor, model: Shape, tp: int) -> float:
-    """The part of a tensor that one of `tp` GPUs holds.
+def _share(tensor: Tensor, model: Shape, layout: Layout) -> float:
+    """The part of a tensor that one GPU holds.
 
     Column-parallel layers are cut with their biases, row-parallel ones without; norms, routers and the first half of latent attention
     are on every GPU, and a key or value head is on several where there are fewer of them than GPUs.
@@ -287,6 +327,7 @@ def _share(tensor: Tensor, model: Shape, tp: int) -> float:
     name = tensor.name
     if any(part in name for part in ("_a_proj", "eh_proj", ".gate.weight", "norm")):
         return 1.0
+    tp = layout.experts if ".experts." in name else layout.attention if "attn" in name or "embed" in name else layout.rest
     if ".k_proj" in name or ".v_proj" in name:
         return max(1 / tp, 1 / model.kv_heads)
     if len(tensor.shape) == 1 and not any(part in name for part in (".q_proj", ".gate_proj", ".up_proj", "qkv", "gate_up")):
@@ -299,7 +340,7 @@ def cache(model: Shape, layout: Layout) -> list[tuple[int, int]]:
 
     A latent cache is the same on every tensor-parallel GPU. Source: https://arxiv.org/abs/2405.04434, section 2.1. A draft layer has its own.
     """
-    numbers = model.latent or 2 * max(model.kv_heads // layout.tp, 1) * model.head_dim
+    numbers = model.latent or 2 * max(model.kv_heads // layout.attention, 1) * model.head_dim
     found, start = [], 0
     for count in split(model.layers, layout.pp):
         windows = model.windows[start : start + count]
@@ -361,7 +402,8 @@ def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine,
             for here, (token, request) in zip(held, cached, strict=True)
         )
         tokens = max(min(_tokens(stage, longest) for stage in stages), 0) // BLOCK * BLOCK
-        return Fit(memory if engine.share == "left" else int(memory * engine.fraction), stages, tokens, min(longest, tokens))
+        budget = memory if engine.share == "left" else int(memory * engine.fraction)
+        return Fit(budget, stages, tokens, min(longest, tokens), layout.ranks)
 
     longest = limits.context or model.context
     if engine.tokens or limits.context:

@@ -26,6 +26,7 @@ def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any]) -> t
             f"Image {facts.image} has no profile {settings.profile}; {has}.{hint} Set LAUNCH_PROFILE to one that it has, or unset it."
         )
     taken: dict[str, Any] = {}
+    told: dict[str, Any] = {}
     choices = []
     for row in facts.profiles[settings.profile]:
         flag = row["flag"]
@@ -36,5 +37,6 @@ def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any]) -> t
         else:
             source = f"{row['why']} {row['measured']}"
             taken[flag] = row["value"]
+            told |= row["says"]
         choices.append(Choice(f"--{flag}", str(row["value"]), source))
-    return facts._replace(args={**facts.args, **taken}), tuple(choices)
+    return facts._replace(args={**facts.args, **taken}, told=told), tuple(choices)

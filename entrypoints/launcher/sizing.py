@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from launcher import fit, hub, safetensors, tensors
@@ -15,6 +15,7 @@ from launcher.settings import Settings
 
 MARGIN = 0.95  # of the tokens that fit by our count: the engine counts once more, and refuses a context that is a block too long
 LEAST_REQUEST = 1024  # tokens: requests that may run at once have at least so many each, or they would push each other out of the cache
+CACHE_SIZES = ("kv-cache-memory-bytes", "num-gpu-blocks-override")  # vLLM then looks at no fraction
 PROCESS = 600 * fit.MIB  # what CUDA itself takes of a GPU before the engine looks at what is free; 520 MiB on an H200 with driver 580
 
 
@@ -76,25 +77,32 @@ def size(settings: Settings, facts: ImageFacts, command: Sequence[str], model: M
     shape = fit.shape(model.config)
     context = shape.context if shape else 0
     sized = Sizing(None, "", settings.max_model_len or context, context, 0, False, None, None, None, tuple(_given(settings, node)))
-    if why := _unknown(facts, command, model, node, shape):
+
+    def flag(*names: str) -> str:
+        """A flag's value on the command line, or in a file that a flag names."""
+        return flag_value(command, *names) or next((str(facts.told[name]) for name in names if name in facts.told), "")
+
+    if why := _unknown(facts, flag, model, node, shape):
         return sized._replace(unknown=why)
     assert shape, "an unknown shape is a reason"  # noqa: S101 - for the type checker
     try:
-        engine = fit.engine(facts.memory or {}, lambda *names: flag_value(command, *names))
+        engine = fit.engine(facts.memory or {}, flag)
         held = tensors.of_config(model.config) or (safetensors.in_folder(model.folder) if model.folder else [])
     except (Refused, ValueError) as error:
         return sized._replace(unknown=str(error).partition("\n")[0])
     if not held:
         return sized._replace(unknown="the files that say how large its tensors are have yet to be fetched")
     here, free = min(gpu.memory for gpu in node.gpus), min(gpu.free for gpu in node.gpus) - PROCESS
-    fraction = _fraction(node, engine, command, free / here)
+    fraction = _fraction(node, engine, flag, free / here)
     if fraction is not None:
         engine = engine._replace(fraction=fraction)
-    found = fit.fit(held, shape, _held(node.cut, command), engine, here, fit.Limits(settings.max_model_len or 0, settings.max_seqs or 0))
+    weights = "fp8" if flag("quantization").startswith("fp8") else "stored"
+    cut = fit.layout(facts.engine, flag, node.cut.tp, node.cut.pp, weights)
+    found = fit.fit(held, shape, cut, engine, here, fit.Limits(settings.max_model_len or 0, settings.max_seqs or 0))
     why = (
         f"{free / fit.GIB:.1f} of {here / fit.GIB:.1f} GiB can be had, since something else runs there" if fraction else "the engine's own"
     )
-    share = Choice("memory fraction", f"{engine.fraction:g}", "as set" if flag_value(command, *fit.FRACTION) else why)
+    share = Choice("memory fraction", f"{engine.fraction:g}", "as set" if flag(*fit.FRACTION) else why)
     sized = sized._replace(fit=found, free=free, shares_all=engine.share == "all", fraction=fraction, choices=(*sized.choices, share))
     if not found.tokens or node.executor == "native":  # nodes that differ by a little would come to different flags
         return sized
@@ -117,11 +125,11 @@ def _with_limits(sized: Sizing, settings: Settings, found: fit.Fit, shape: fit.S
     return sized
 
 
-def _unknown(facts: ImageFacts, command: Sequence[str], model: Model, node: Node, shape: fit.Shape | None) -> str:
+def _unknown(facts: ImageFacts, flag: Callable[..., str], model: Model, node: Node, shape: fit.Shape | None) -> str:
     """Why it cannot be known beforehand what the model takes; empty where it can."""
     stored = model.config.get("quantization_config")
     stored = str(stored.get("quant_method")) if isinstance(stored, dict) else ""
-    quantised = flag_value(command, "quantization", "q")
+    quantised = flag("quantization", "q")
     if not node.gpus:
         return "no GPU is seen"
     if facts.memory is None:
@@ -130,7 +138,10 @@ def _unknown(facts: ImageFacts, command: Sequence[str], model: Model, node: Node
         return "config.json says too little of its sizes"
     if quantised and not quantised.startswith("fp8") and quantised != stored:
         return f"--quantization {quantised} changes what the weights take"
-    return "--cpu-offload-gb keeps a part of the weights elsewhere" if flag_value(command, "cpu-offload-gb") not in ("", "0") else ""
+    for name in CACHE_SIZES:
+        if flag(name):
+            return f"--{name} sets the cache's size by itself"
+    return "--cpu-offload-gb keeps a part of the weights elsewhere" if flag("cpu-offload-gb") not in ("", "0") else ""
 
 
 def _given(settings: Settings, node: Node) -> Iterator[Choice]:
@@ -144,24 +155,17 @@ def _given(settings: Settings, node: Node) -> Iterator[Choice]:
             yield Choice(name, str(value), "as set")
 
 
-def _held(cut: Layout, command: Sequence[str]) -> fit.Layout:
-    """How weights and cache are held, by the engine's flags."""
-    weights = "fp8" if flag_value(command, "quantization").startswith("fp8") else "stored"
-    cache = 1 if flag_value(command, "kv-cache-dtype").startswith("fp8") else 2
-    return fit.Layout(cut.tp, cut.pp, weights, cache, fit.drafts(lambda *names: flag_value(command, *names)))
-
-
 def _length(found: fit.Fit, shape: fit.Shape) -> int | None:
     """The longest context that surely fits; None for the model's own, and where none fits."""
     longest = min(found.context, int(found.tokens * MARGIN)) // fit.STEP * fit.STEP
     return longest if 0 < longest < shape.context else None
 
 
-def _fraction(node: Node, engine: fit.Engine, command: Sequence[str], share: float) -> float | None:
+def _fraction(node: Node, engine: fit.Engine, flag: Callable[..., str], share: float) -> float | None:
     """A smaller share of the GPU than the engine's own, where something else holds a part of it; None where that is not so.
 
     On several nodes all must come to the same: then it stays.
     """
-    if node.nodes > 1 or engine.share != "all" or flag_value(command, *fit.FRACTION) or share >= engine.fraction:
+    if node.nodes > 1 or engine.share != "all" or flag(*fit.FRACTION) or share >= engine.fraction:
         return None
     return max(int(share * 100), 1) / 100

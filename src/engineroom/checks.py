@@ -26,10 +26,13 @@ class Check(NamedTuple):
     fix: str = ""
 
 
-def ports(host: Host, stack: str, running: set[str], profiles: Collection[str] = (), *, router: bool = False) -> Iterator[Check]:
+def ports(
+    host: Host, stack: str, running: set[str], profiles: Collection[str] = (), *, router: bool = False, clustered: bool = False
+) -> Iterator[Check]:
     """The ports that a stack publishes, with these Compose profiles, must be free, or the stack's own.
 
     `running` are the services of this checkout that run. `router`: it stands in the engine's place, on a port that can be set apart from an engine's.
+    `clustered`: its gateway is on this machine's own network, as an ordinary user.
     """
     api = ("ROUTER_PORT", "127.0.0.1", host.router_port) if router else ("API_PORT", "127.0.0.1", host.api_port)
     published = [(stack, "WEBUI_PORT", "127.0.0.1", host.webui_port), (f"{stack}-engine", *api)]
@@ -43,7 +46,10 @@ def ports(host: Host, stack: str, running: set[str], profiles: Collection[str] =
             yield Check(name, "ok", f"in use by {service}, as it should be")
             continue
         problem = _taken(address, port)
-        if problem == errno.EADDRNOTAVAIL:
+        if clustered and variable == "GATEWAY_PORT" and port < (least := _least_port()):
+            fix = f"Set GATEWAY_PORT to {least} or more in .env, or type: sudo sysctl net.ipv4.ip_unprivileged_port_start={port}"
+            yield Check(name, "failed", f"below {least}, where the gateway of a stack of several machines may not listen", fix)
+        elif problem == errno.EADDRNOTAVAIL:
             yield Check(name, "failed", f"wanted on {address}, which is no address of this machine", "Correct GATEWAY_ADDRESS in .env.")
         elif problem:
             who = holder(port) or ", by a program that `sudo ss -ltnp` names"
@@ -51,6 +57,11 @@ def ports(host: Host, stack: str, running: set[str], profiles: Collection[str] =
             yield Check(name, "failed", f"in use{who}", f"{free}, or set {variable} to another in .env.")
         else:
             yield Check(name, "ok", "free")
+
+
+def _least_port() -> int:
+    """The least port that an ordinary user may listen on."""
+    return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
 
 
 def _taken(address: str, port: int) -> int:

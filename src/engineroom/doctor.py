@@ -78,7 +78,7 @@ class Doctor:
         yield from self._disk()
         yield from self._memory()
         added = self.host.profiles & stacks.profiles(self.catalog, self.name).keys()
-        yield from checks.ports(self.host, self.name, self.running, added, router=not self.model)
+        yield from checks.ports(self.host, self.name, self.running, added, router=not self.model, clustered=self.row.nodes > 1)
         if not self.model:
             yield from checks.upstream(self.host)
         yield from self.sources.checks()

@@ -30,8 +30,10 @@ def text(catalog: Catalog, plan: Plan, least: Plan | None) -> str:
     ]
     if found.tokens:
         token = sum(stage.token for stage in found.stages)
+        where = f", in each of {found.ranks} groups of GPUs, which have requests of their own" if found.ranks > 1 else ""
+        stages = " over all stages" if len(found.stages) > 1 else ""
         rows += [
-            ("KV cache", f"{token / 1024:,.1f} KiB a token{' over all stages' if len(found.stages) > 1 else ''}: {found.tokens:,} tokens"),
+            ("KV cache", f"{token / 1024:,.1f} KiB a token{stages}: {found.tokens:,} tokens{where}"),
             ("at once", ", ".join(f"{count:,} x {context:,}" for context, count in at_once(plan).items()) + " tokens"),
         ]
     rows.append(("how sure", certainty(catalog, plan)))

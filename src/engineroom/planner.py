@@ -170,7 +170,7 @@ def make(catalog: Catalog, model: Checkpoint, on: Machines, wanted: Wanted) -> P
     known = image or next(iter(_images_for(catalog, on.kind)), "")
     memory = catalog.release_of(known).memory if known else None
     engine = fit.engine((memory or GENERIC).model_dump(), wanted.flag)
-    layout = _layout(model, on, held, wanted)
+    layout = _layout(model, on, held, wanted, catalog.release_of(known).engine if known else "")
     found = fit.fit(model.tensors, model.shape, layout, engine, on.memory, fit.Limits(wanted.context, wanted.seqs))
     if _is_16_bits(held):
         real = "bfloat16" if "bfloat16" in catalog.gpus[on.kind].precisions else "half"
@@ -191,9 +191,8 @@ def of_stack(catalog: Catalog, name: str, memory: int = 0) -> Plan:
     on = on._replace(memory=memory or on.memory)
     image = catalog.images[stack.image]
     presets = image.profiles[stack.profile] if stack.profile else ()
-    args = {setting.flag: setting.value for setting in (*image.args, *presets, *stack.args)}
-    if stack.fp8_cache:
-        args["kv-cache-dtype"] = "fp8"
+    args = {name: value for preset in presets for name, value in preset.says.items()}
+    args |= {setting.flag: setting.value for setting in (*image.args, *presets, *stack.args)}
     wanted = Wanted(
         precision=str(args.get("quantization", "")),
         image=stack.image,
@@ -280,8 +279,8 @@ def _image(catalog: Catalog, on: Machines, held: str) -> tuple[str, str]:
     return (images[0], "") if images else ("", f"No image of ours for a {gpu.title} goes over several nodes.")
 
 
-def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted) -> fit.Layout:
-    """How the model is cut and held. Raises BadRequest."""
+def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted, kind: str) -> fit.Layout:
+    """How the model is cut and held by an engine of this kind. Raises BadRequest."""
     if held == "fp4" and model.precision != "fp4":
         raise BadRequest(f"{model.title} has no FP4 weights, and no engine makes them while it loads. Plan a checkpoint that has them.")
     weights = "stored"
@@ -294,5 +293,4 @@ def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted) -> fit.L
     pp = max(devices // tp, 1) if on.nodes > 1 else 1
     if not fit.shares(model.shape, tp) or (on.nodes > 1 and devices % tp) or pp > model.shape.layers:
         raise BadRequest(f"{model.title} cannot be cut by tensor parallel {tp} and pipeline parallel {pp} over {on}.")
-    cache = 1 if wanted.flag("kv-cache-dtype").startswith("fp8") else 2
-    return fit.Layout(tp, pp, weights, cache, fit.drafts(wanted.flag))
+    return fit.layout(kind, wanted.flag, tp, pp, weights)

@@ -43,6 +43,10 @@ CACHE_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PYTHONUNBUFFERED": "1",
 }
+VLLM_ENVIRONMENT = {
+    **CACHE_ENVIRONMENT,
+    "VLLM_MAX_N_SEQUENCES": "64",  # answers to one request (`n`): with 16384, its default, one key fills the queue; 0.9.2 has no such limit
+}
 PAGE_ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 - the only other place that a read-only root leaves
     "USER": "engine",
@@ -67,6 +71,7 @@ ROUTER_ENVIRONMENT = {
 }
 ENVIRONMENTS = {
     **dict.fromkeys(ENGINES, CACHE_ENVIRONMENT),
+    "vllm": VLLM_ENVIRONMENT,
     "open-webui": PAGE_ENVIRONMENT,
     "nginx": PLAIN_ENVIRONMENT,
     "litellm": ROUTER_ENVIRONMENT,

@@ -44,10 +44,14 @@ class Setting(Row):
 
 
 class Preset(Setting):
-    """A flag of a profile. `measured` says what it gave and where, or that nobody here has measured it; `model_types` limits it to such models."""
+    """A flag of a profile. `measured` says what it gave and where, or that nobody here has measured it; `model_types` limits it to such models.
+
+    `says` is what the plan must know of a file that it names, as flags.
+    """
 
     measured: Reason
     model_types: tuple[str, ...] = ()
+    says: dict[Name, Scalar] = {}
 
 
 class Variable(Row):
@@ -357,7 +361,7 @@ class ImpossibleImage(Row):
 class Stack(Row):
     """A model served by an image on `nodes` nodes of `gpus` GPUs each. Sizes in tokens, times in seconds.
 
-    `gpu` is the kind and memory that it was planned for: `v100-32`; `fp8_cache` says that its settings keep the KV cache in 8 bits.
+    `gpu` is the kind and memory that it was planned for: `v100-32`.
     `profile` is one of the image's. `tp` is the tensor parallel size, the GPUs of a node unless given; a node without GPUs counts as one device.
     """
 
@@ -367,7 +371,6 @@ class Stack(Row):
     nodes: int = Field(default=1, ge=1)
     gpus: int = Field(ge=0)
     gpu: str = ""
-    fp8_cache: bool = False
     tp: int | None = Field(default=None, ge=1)
     profile: Name | None = None
     max_model_len: int = Field(gt=0)

@@ -61,7 +61,9 @@ class Bringup:
     def ports(self) -> None:
         """The ports that are to be published must be free, or be ours already."""
         running = set(self._compose("ps", "--services", quiet=True).split())
-        for check in checks.ports(self.host, self.name, running, self.added, router=self.name in self.catalog.upstream_stacks):
+        for check in checks.ports(
+            self.host, self.name, running, self.added, router=self.name in self.catalog.upstream_stacks, clustered=self.nodes > 1
+        ):
             if check.status == "failed":
                 raise EngineRoomError(f"{check.name.capitalize()} is {check.found}. {check.fix}")
 

@@ -346,6 +346,7 @@ def test_an_engine_that_loads_or_drains(upstreams: Callable[..., Upstream], gate
     loading = gateway.chat({})
     engine = upstreams(int(place.split(":")[1]))
     draining, unknown = gateway.chat({"status": 503}), gateway.chat({"status": 404})
+    assert draining.head.lower().count("retry-after") == 1  # a client would join two into a word that is no number
 
     assert (loading.status, loading.header("Retry-After"), json.loads(loading.body)["error"]["type"]) == (503, "10", "server_error")
     assert (draining.status, draining.header("Retry-After"), draining.body) == (503, "10", "engine")
@@ -490,6 +491,8 @@ def test_certificate_and_key_are_made_once(upstreams: Callable[..., Upstream], g
     assert fingerprint(gateway) == shown
     assert gateway.ask("GET /v1/models", key).status == 200
     assert gateway.logs.count("made one key") == 1
+    modes = gateway.container.exec_run("sh -c 'stat -c %a /data/*'").output.decode().split()
+    assert set(modes) == {"660"}, "another user id of the group may take the volume over"
     assert key not in gateway.logs
 
 
@@ -589,7 +592,8 @@ def test_the_page_is_behind_the_same_door(upstreams: Callable[..., Upstream], ga
 def test_other_origins_are_those_that_are_set(upstreams: Callable[..., Upstream], gateways: Callable[..., Gateway]) -> None:
     """CORS is the gateway's alone: an origin that is set may use the API, with a key; the engine's own permissive header never passes."""
     engine = upstreams()
-    gateway = gateways(engine.place, GATEWAY_ORIGINS="https://tools.example").started()
+    long = f"https://{'a' * 60}.{'b' * 60}.example:8443"
+    gateway = gateways(engine.place, GATEWAY_ORIGINS=f"https://tools.example {long}").started()
     preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
     allowed = gateway.ask("OPTIONS /v1/chat/completions", Origin="https://tools.example", **preflight)
     refused = gateway.ask("OPTIONS /v1/chat/completions", Origin="https://evil.example", **preflight)
@@ -598,6 +602,7 @@ def test_other_origins_are_those_that_are_set(upstreams: Callable[..., Upstream]
 
     assert allowed.header("Access-Control-Allow-Origin") == answered.header("Access-Control-Allow-Origin") == "https://tools.example"
     assert "Authorization" in allowed.header("Access-Control-Allow-Headers")
+    assert gateway.ask("OPTIONS /v1/models", Origin=long, **preflight).header("Access-Control-Allow-Origin") == long
     assert refused.header("Access-Control-Allow-Origin") == other.header("Access-Control-Allow-Origin") == ""
     assert engine.requests == ["GET /v1/models HTTP/1.1"] * 2
 

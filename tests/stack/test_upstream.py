@@ -112,6 +112,9 @@ def test_the_router_serves_nothing_else(upstream: Upstream) -> None:
         "/%2e/model/info",
     ):
         assert upstream.router(path) == (404, {"error": {"message": "There is no such path.", "code": 404}})
+    many = {"model": "demo-r1,demo-r1", "messages": [{"role": "user", "content": "What is 348 + 275?"}]}
+    status, found = upstream.router("/v1/chat/completions", many)
+    assert (status, "There is no such model" in json.dumps(found)) == (404, True)
 
 
 def test_the_key_is_nowhere(upstream: Upstream) -> None:
@@ -195,6 +198,9 @@ def test_a_router_that_was_refused_says_why(upstream: Upstream) -> None:
 @pytest.mark.parametrize(
     ("key", "settings", "said"),
     [
+        ("readable", {"PORT": "abc"}, "a port is a number"),
+        ("two words", {"UPSTREAM_URL": DEMO_SERVER, "UPSTREAM_MODEL": "m"}, "holds 2 words"),
+        ("of a Windows shell", {"UPSTREAM_URL": DEMO_SERVER, "UPSTREAM_MODEL": "m"}, "no plain ASCII text"),
         ("readable", {}, "UPSTREAM_URL is not set"),
         ("readable", {"UPSTREAM_URL": DEMO_SERVER, "LOCAL_URL": DEMO_SERVER, "UPSTREAM_MODEL": "m"}, "LOCAL_MODEL is not set"),
         ("root's alone", {"UPSTREAM_URL": DEMO_SERVER, "UPSTREAM_MODEL": "m"}, "Permission denied"),
@@ -203,7 +209,7 @@ def test_a_router_that_was_refused_says_why(upstream: Upstream) -> None:
 def test_a_wrong_setting_is_named(tmp_path: Path, key: str, settings: dict[str, str], said: str) -> None:
     """The router ends at once with 78, the setting's name and what to write."""
     file = tmp_path / "key"
-    file.write_text(CANARY)
+    file.write_text(f"key: {CANARY}" if key == "two words" else CANARY, encoding="utf-16" if key == "of a Windows shell" else "ascii")
     file.chmod(0o600 if key == "root's alone" else 0o644)
     release = CATALOG.release_of("router")
     command = ["docker", "run", "--rm", "--read-only", "--tmpfs=/tmp", "--network=none", f"--volume={file}:/run/secrets/upstream_key:ro"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -215,9 +216,68 @@ def test_a_draft_layer_that_is_loaded(tp: int, pp: int) -> None:
     assert fit.cache(row.shape, fit.Layout(tp, pp, drafts=True))[-1][0] == fit.cache(row.shape, fit.Layout(tp, pp))[-1][0] + 576 * 2
 
 
+def by_flags(kind: str, tp: int, **flags: str) -> fit.Layout:
+    """The layout that these flags of an engine give."""
+    said = {name.replace("_", "-").replace("--", "."): value for name, value in flags.items()}
+    return fit.layout(kind, lambda *names: next((said[name] for name in names if name in said), ""), tp, 1, "stored")
+
+
 def test_drafts_by_flag() -> None:
     """The method decides: a draft model of its own is counted by nobody."""
-    said = {"speculative-config": '{"method": "deepseek_mtp", "num_speculative_tokens": 1}'}
-    assert fit.drafts(lambda name: said.get(name, ""))
-    assert not fit.drafts(lambda _: '{"method":"ngram","num_speculative_tokens":3}')
-    assert not fit.drafts(lambda _: "")
+    assert by_flags("vllm", 8, speculative_config='{"method": "deepseek_mtp", "num_speculative_tokens": 1}').drafts
+    assert by_flags("vllm", 8, speculative_config__method="mtp").drafts
+    assert not by_flags("vllm", 8, speculative_config='{"method":"ngram","num_speculative_tokens":3}').drafts
+    assert not by_flags("vllm", 8).drafts
+
+
+@pytest.mark.parametrize(
+    ("layout", "whole", "ranks"),
+    [
+        (by_flags("vllm", 8), (), 1),
+        (by_flags("vllm", 1, data_parallel_size="8"), ("",), 1),
+        (by_flags("sglang", 8, dp_size="2"), (), 1),
+        (by_flags("sglang", 8, dp_size="8", enable_dp_attention="true"), ("attn", "embed"), 8),
+        (by_flags("trtllm", 8, enable_attention_dp="true"), ("",), 8),
+    ],
+)
+def test_data_parallel_attention(layout: fit.Layout, whole: tuple[str, ...], ranks: int) -> None:
+    """What holds one of these words is on each of eight GPUs, but for the routed experts: an eighth of those is, and of all else."""
+    row = CATALOG.models["r1"]
+    for tensor in tensors.of_config(row.config):
+        if fit.layer_of(tensor.name) in (None, 0, 3):
+            kept = ".experts." not in tensor.name and any(word in tensor.name for word in whole)
+            here, eighth, all_of_it = (fit.weights([tensor], row.shape, how) for how in (layout, fit.Layout(8, 1), fit.Layout(1, 1)))
+            assert here == (all_of_it if kept else eighth), tensor.name
+    assert layout.ranks == ranks
+    assert fit.cache(row.shape, layout) == fit.cache(row.shape, fit.Layout(8, 1))  # a latent cache is on each GPU either way
+
+
+def test_r1_with_data_parallel_attention_fits_eight_h200() -> None:
+    """By hand: 654.1 GB of routed experts ÷ 8, and 21.1 GB of everything else on each GPU (vLLM), or of that 15.3 GB of attention and words (SGLang)."""
+    row = CATALOG.models["r1"]
+    found = tensors.of_config(row.config)
+
+    gib = {
+        name: sum(fit.weights(found, row.shape, layout)) / GIB
+        for name, layout in (
+            ("vllm", by_flags("vllm", 1, data_parallel_size="8")),
+            ("sglang", by_flags("sglang", 8, dp_size="8", enable_dp_attention="true")),
+        )
+    }
+
+    assert gib == {"vllm": pytest.approx(95.8, abs=0.1), "sglang": pytest.approx(91.3, abs=0.1)}
+
+
+def test_what_a_profiles_file_says_is_what_stands_in_it() -> None:
+    """The plan knows a file of TensorRT-LLM's by its row: both say the same."""
+    for profile in CATALOG.images["b200-fp4"].profiles.values():
+        (preset,) = profile
+        read = yaml.safe_load((ROOT / "images/trtllm" / Path(str(preset.value)).name).read_text())
+        cache = read["kv_cache_config"]
+        assert preset.says == {
+            "kv-cache-dtype": cache["dtype"],
+            "free-gpu-memory-fraction": cache["free_gpu_memory_fraction"],
+            "max-num-tokens": read["max_num_tokens"],
+            "enable-attention-dp": read["enable_attention_dp"],
+            "speculative-config.method": read["speculative_config"]["decoding_type"].lower(),
+        }

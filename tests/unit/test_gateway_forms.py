@@ -102,7 +102,10 @@ def test_what_must_be_there_first_is_said() -> None:
     notes = charts.template(forms.render(CATALOG, ONE, "helm", **options), namespace="llm")["NOTES.txt"]
 
     for said in (text.partition("---")[0], notes):
-        assert 'kubectl create secret generic people --namespace llm --from-literal=keys="default:$(openssl rand -hex 32)"' in said
+        assert (
+            'echo "default:$(openssl rand -hex 32)" | kubectl create secret generic people --namespace llm --from-file=keys=/dev/stdin'
+            in said
+        )
         assert f"kubectl create secret tls {ONE}-gateway-tls --namespace llm --cert=certificate.pem --key=certificate-key.pem" in said
     assert f"service/{ONE}-gateway 8443:443" in notes
 

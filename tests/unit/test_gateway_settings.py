@@ -51,6 +51,10 @@ def test_every_setting_of_a_stack_is_one() -> None:
         ({"GATEWAY_ORIGINS": "*"}, "write https://name"),
         ({"GATEWAY_ORIGINS": 'https://a" b;'}, "write https://name"),
         ({"GATEWAY_LISTEN": "8443 default_server; include /etc/shadow"}, "write a port, or address:port"),
+        ({"GATEWAY_LISTEN": "99999"}, "a port is a number from 1 to 65535"),
+        ({"GATEWAY_LISTEN": ":::8443"}, "write a port, or address:port"),
+        ({"GATEWAY_PAGE": "page:0"}, "a port is a number from 1 to 65535"),
+        ({"GATEWAY_ENGINES": "a:70000"}, "a port is a number from 1 to 65535"),
         ({"GATEWAY_NAMES": "a,DNS:b"}, "write a name or an address"),
         ({"GATEWAY_KEYSFILE": "x"}, "Did you mean GATEWAY_KEYS_FILE"),
     ],
@@ -59,6 +63,16 @@ def test_what_cannot_be_is_refused(settings: dict[str, str], message: str) -> No
     """The setting is named, and nothing gets into nginx's configuration but what has its form."""
     with pytest.raises(start.Refused, match=re.escape(message)):
         start.read_settings({**ENGINE, **settings})
+
+
+def test_a_name_that_can_be_none_has_no_address() -> None:
+    """What Python's own code for names refuses is like a name that nobody knows."""
+    assert start.Addresses().of("a..b:80") == start.Addresses().of(f"{'a' * 64}:80") == []
+
+
+def test_an_origin_stands_once() -> None:
+    """Its map compares without regard to case, and refuses a word that stands twice."""
+    assert written(GATEWAY_ORIGINS="https://A.example https://a.example").count("a.example") == 1
 
 
 def test_keys_have_names() -> None:

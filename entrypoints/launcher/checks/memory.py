@@ -37,8 +37,9 @@ def fits(case: Case) -> Check:
             f"a context of {wanted:,} tokens is wanted, and {gib(fullest.free)} of cache hold {found.tokens:,}",
             f"Set LAUNCH_MAX_MODEL_LEN={found.context} or less, or use more GPUs.",
         )
+    of_its_own = " of requests of its own" if found.ranks > 1 else ""
     return ok(
-        f"each GPU holds {_parts(fullest)}, and {gib(fullest.free)} of cache for {found.tokens:,} tokens: {found.requests(wanted):,} requests of {wanted:,} at once"
+        f"each GPU holds {_parts(fullest)}, and {gib(fullest.free)} of cache for {found.tokens:,} tokens{of_its_own}: {found.requests(wanted):,} requests of {wanted:,} at once"
     )
 
 

@@ -28,12 +28,12 @@ def header(job: Job, document: str) -> list[str]:
     ]
     if "cluster_token" in job["secrets"]:
         lines.append(
-            f'First, once: kubectl create secret generic {job["secrets"]["cluster_token"]}{space} --from-literal=token="$(openssl rand -hex 32)"'
+            f"First, once: openssl rand -hex 32 | kubectl create secret generic {job['secrets']['cluster_token']}{space} --from-file=token=/dev/stdin"
         )
     if job["gateway"]["enabled"]:
         keys, certificate = job["gateway"]["keys"], job["gateway"]["certificate"]
         lines += [
-            f'First, once: kubectl create secret generic {keys}{space} --from-literal=keys="default:$(openssl rand -hex 32)"',
+            f'First, once: echo "default:$(openssl rand -hex 32)" | kubectl create secret generic {keys}{space} --from-file=keys=/dev/stdin',
             f"       and: kubectl create secret tls {certificate}{space} --cert=certificate.pem --key=certificate-key.pem (docs/gateway.md)",
         ]
     return lines
