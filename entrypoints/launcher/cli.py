@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import click
 
@@ -61,16 +62,23 @@ class WholeNumber(click.IntRange):
         """The number. Raises click.BadParameter."""
         with contextlib.suppress(ValueError, OverflowError):
             value = flags.whole_number(str(value))
+        if param and param.name == "max_model_len" and str(value).lower() in ("auto", "-1"):  # vLLM's words for what fits
+            return None
         return super().convert(value, param, ctx)
 
 
 def setting_options(command: click.Command) -> click.Command:
     """Give a command one option for each setting, read from its environment variable when absent."""
-    for setting in reversed(settings.SETTINGS):
+    command.params[:0] = OPTIONS
+    return command
+
+
+def _options() -> Iterator[click.Option]:
+    for setting in settings.SETTINGS:
         kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
         if setting.low is not None:
             kind = (WholeNumber if setting.kind is int else click.FloatRange)(setting.low, setting.high)
-        option = click.Option(
+        yield click.Option(
             [setting.name, f"--{setting.name.replace('_', '-')}", *setting.spellings],
             type=kind,
             default=setting.default,
@@ -79,8 +87,9 @@ def setting_options(command: click.Command) -> click.Command:
             show_envvar=True,
             help=setting.help,
         )
-        command.params.insert(0, option)
-    return command
+
+
+OPTIONS = list(_options())
 
 
 def read(options: dict[str, Any], extra: Sequence[str] = ()) -> settings.Settings:
@@ -116,6 +125,9 @@ def serve(context: click.Context, /, dry_run: bool, as_json: bool, **options: An
     if "-h" in context.args:
         click.echo(context.get_help())
         return
+    if not dry_run:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stopped_early)
     chosen = read(options, context.args)
     image = facts.load(chosen.image)
     found = hardware.look(os.environ) if any(image.gpus.values()) else hardware.NONE
@@ -134,6 +146,12 @@ def serve(context: click.Context, /, dry_run: bool, as_json: bool, **options: An
     sys.exit(supervise.run(decided, dict(chosen.secrets)))
 
 
+def _stopped_early(*_: object) -> NoReturn:
+    """A signal before there is an engine to stop: the supervisor, which blocks both, takes them from there on."""
+    log.write("stopped", "stopped on request before the engine was started")
+    os._exit(0)  # whatever is being asked of hub or driver has no end of its own
+
+
 @cli.command()
 @click.option("--ready", is_flag=True, help="Also ask for the model and for one token.")
 @click.pass_context
@@ -143,7 +161,7 @@ def health(context: click.Context, /, ready: bool, **options: Any) -> None:
     Without a port it asks the only server that a launcher has started here, whatever its port.
     """
     from launcher.engines import ENGINES
-    from launcher.probe import Server, State
+    from launcher.probe import Busy, Server, State
 
     chosen = read(options)
     port = chosen.port
@@ -160,7 +178,8 @@ def health(context: click.Context, /, ready: bool, **options: Any) -> None:
     if ready:
         if state == "draining":
             raise Unavailable("draining: no new requests are taken")
-        server.token(server.model())
+        with contextlib.suppress(Busy):  # with others' questions, as far as it tells; the supervisor has an eye on how long
+            server.token(server.model())
     click.echo("ready" if ready else "live")
 
 

@@ -64,6 +64,10 @@ class Supervisor(Protocol):
         """What this node does now, for `launch health`."""
         ...
 
+    def started(self) -> None:
+        """Tokens come out: what this node's engine took for it."""
+        ...
+
 
 class Node:
     """What head and worker have in common."""
@@ -241,6 +245,7 @@ class Worker(Node):
             word = message.get("say")
             if word == "ready":
                 supervisor.phase("worker ready")
+                supervisor.started()
                 self.say("the head is ready")
             elif word == "stopping":
                 supervisor.ending()

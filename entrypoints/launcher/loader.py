@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from launcher.engines.common import flag_value
+from launcher.engines.common import has_flag
 from launcher.facts import ImageFacts
 from launcher.flags import Snapshot
 
@@ -19,20 +19,22 @@ AHEAD: Mapping[str, tuple[str, str | bool]] = {  # the flag of each engine that 
     "sglang": ("weight-loader-prefetch-checkpoints", True),
 }
 SHARE = 0.9  # of the memory that is free, vLLM's own limit
-CHOSEN = ("load-format", "safetensors-load-strategy", "weight-loader-prefetch-checkpoints")
+CHOSEN = ("load-format", "safetensors-load-strategy", "weight-loader-prefetch-checkpoints", "model-loader-extra-config")
 
 
-def choose(facts: ImageFacts, folder: str, words: Sequence[str], known: Snapshot | None, free: int) -> tuple[ImageFacts, tuple[str, ...]]:
-    """The image's flags for weights in `folder`, with a note where that is on a network. `words` are the user's flags, `free` bytes of memory."""
+def choose(
+    facts: ImageFacts, folder: str, words: Sequence[str], known: Snapshot | None, free: Callable[[], int]
+) -> tuple[ImageFacts, tuple[str, ...]]:
+    """The image's flags for weights in `folder`, with a note where that is on a network. `words` are the user's flags, `free` gives bytes of memory."""
     kind = filesystem(folder) if folder else ""
-    if not NETWORK.fullmatch(kind) or any(flag_value(words, flag) for flag in CHOSEN):
+    if not NETWORK.fullmatch(kind) or any(has_flag(words, flag) for flag in CHOSEN):
         return facts, ()
     flag, value = AHEAD.get(facts.engine, ("", ""))
     where = f"the weights lie on a network ({kind})"
     if not known or not known.find(f"--{flag}"):
         return facts, (f"{where}, and this release does not read ahead: a copy on a local disk loads faster",)
     size = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith(".safetensors"))
-    if not 0 < size < SHARE * free:
+    if not 0 < size < SHARE * free():
         return facts, (f"{where}, and do not fit into free memory, to be read ahead: a copy on a local disk loads faster",)
     return facts._replace(args={**facts.args, flag: value}), (f"{where}: they are read ahead (--{flag})",)
 

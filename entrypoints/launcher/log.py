@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 FORMS = ("text", "json")
 MARK = "[launch]"
@@ -24,12 +24,22 @@ form = os.environ.get("LAUNCH_LOG")  # until the settings are read, which can fa
 
 def write(event: str, message: str, level: str = "INFO", **fields: object) -> None:
     """Say something on standard error; JSON has the fields as well. A reader that has gone is no reason to end."""
-    with contextlib.suppress(OSError):
+    try:
         print(
             _json(level, event, message, fields) if form == "json" else f"{level} {MARK} {message}",
             file=sys.stderr,
             flush=True,
         )
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """From now on a stream that nobody reads goes nowhere: what it still holds would make Python end with 120, whatever the exit code."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def read(line: str) -> Line | None:

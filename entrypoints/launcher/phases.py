@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
-import tomllib
 from typing import NamedTuple
 
 from launcher import log
@@ -24,6 +24,8 @@ class Row(NamedTuple):
 
 def rows(engine: str) -> list[Row]:
     """The lines of one engine, in the order of a start; none where none are known."""
+    import tomllib
+
     with open(FILE, "rb") as file:
         return [Row(row["phase"], re.compile(row["pattern"].encode()), tuple(row["after"])) for row in tomllib.load(file).get(engine, ())]
 
@@ -32,11 +34,16 @@ class Phases:
     """The clock of one start, begun when the engine is. Times in seconds."""
 
     def __init__(self, engine: str) -> None:
-        """It runs from now on."""
-        self.rows = rows(engine)
+        """It runs from now on; its table is read when there is a line, after the engine has started."""
+        self.engine = engine
         self.began = self.last = time.monotonic()
         self.at = -1  # the row that was seen last
         self.spent: dict[str, float] = {}
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """The lines to look for."""
+        return rows(self.engine)
 
     def line(self, line: bytes) -> None:
         """Look for the end of a phase in a line of the engine's output, and say the first of each row."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from launcher import __version__, cache, flags, hardware, hub, layout, loader, profiles, raynode, sizing
 from launcher import role as roles
 from launcher.engines import ENGINES
-from launcher.engines.common import Request, flag_value
+from launcher.engines.common import Request, flag_value, has_flag
 from launcher.errors import Refused
 from launcher.facts import ImageFacts
 from launcher.settings import Settings
@@ -108,7 +108,7 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
     executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
     ahead: tuple[str, ...] = ()
     if executor.name != "native":  # there all nodes need the same flags, and one may have the weights elsewhere than another
-        facts, ahead = loader.choose(facts, folder, words, translated.snapshot, hardware.limits().free)
+        facts, ahead = loader.choose(facts, folder, words, translated.snapshot, lambda: hardware.limits().free)
     copies = _copies(words, role.nodes)
     if role.name == "worker" and settings.tp and settings.pp:
         cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
@@ -270,4 +270,4 @@ def only_port() -> int | None:
 
 
 def _asks_more(command: list[str]) -> bool:
-    return flag_value(command, "trust-remote-code") == "true" or any(flag_value(command, name) for name in OTHER_REPOSITORIES)
+    return flag_value(command, "trust-remote-code") == "true" or any(has_flag(command, name) for name in OTHER_REPOSITORIES)

@@ -13,6 +13,10 @@ METRIC_TIMEOUT = 2.0
 TOKEN_TIMEOUT = 20.0
 
 
+class Busy(Unavailable):
+    """No token came in time, from an engine that counts none: it may be busy, or hang."""
+
+
 class Server:
     """The engine's HTTP server on this machine. Every method has a deadline of its own, in seconds."""
 
@@ -38,14 +42,16 @@ class Server:
     def token(self, model: str, timeout: float = TOKEN_TIMEOUT) -> None:
         """Have one token generated. A busy server that makes progress counts: its queue may be longer than our patience.
 
-        Raises Unavailable when no token came out.
+        Raises Unavailable when no token came out; Busy where only time ran out, and the engine does not tell whether it makes progress.
         """
         before = self.progress()
         body = json.dumps({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0})
         try:
             self._request("POST", "/v1/completions", body, timeout=timeout)
-        except Unavailable:
+        except Unavailable as error:
             after = self.progress()
+            if before is None and after is None and isinstance(error.__context__, TimeoutError):  # what _request met
+                raise Busy(str(error)) from None
             if before is None or after is None or after <= before:
                 raise
 

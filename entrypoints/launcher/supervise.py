@@ -22,7 +22,7 @@ from launcher.engines import ENGINES
 from launcher.errors import EngineDied, LaunchError, Refused, StartTimeout, Unavailable
 from launcher.phases import Phases
 from launcher.plan import LaunchPlan
-from launcher.probe import TOKEN_TIMEOUT, Server, State
+from launcher.probe import TOKEN_TIMEOUT, Busy, Server, State
 from launcher.processes import adopt_orphans, die_with_parent, ending, kill_descendants, leash, oom_kills
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ STOP_GRACE = 10.0  # for the engine's own ending, once nothing runs any more
 WATCH_SECONDS = 5.0
 FAILURES = 3  # so many failed probes in a row are a dead engine
 TICK = 0.25
+READY_TICK = 0.2  # between two questions whether it is ready
+BUSY_SECONDS = 1800  # an engine that counts no tokens may let our own wait so long: 32,768 tokens of others' at 18 a second
 TERMINATION_LOG = "/dev/termination-log"  # where Kubernetes reads a container's last words
 TERMINATION_SIZE = 4000  # characters; Kubernetes reads 4096 bytes
 
@@ -119,9 +121,11 @@ class Child:
         rest = b""
         while chunk := os.read(stream.fileno(), 65536):  # not by lines: a progress bar ends none
             if not self.quiet:
-                with contextlib.suppress(OSError):  # nobody reads our output: the engine must not hang on that
+                try:
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.buffer.flush()
+                except OSError:  # nobody reads our output: the engine must not hang on that
+                    log.discard(sys.stdout)
             *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
             self.kept.extend(line[:KEPT_BYTES] for line in lines if line)
             if phases := self.phases:
@@ -218,7 +222,7 @@ class Supervisor:
                 self.node.follow(self)
                 return
             model = self._await_ready(time.monotonic())
-            self._started()
+            self.started()
             if self.node:
                 self.node.ready()
             self._guard(model)
@@ -381,26 +385,32 @@ class Supervisor:
                 self.server.token(model)
             except Unavailable as error:
                 last = str(error)
-                time.sleep(1)
+                time.sleep(READY_TICK)
                 continue
             self.ready.set()
             return model
         raise StartTimeout(f"The engine is not ready after {self.plan.start_seconds:g} s ({last}); LAUNCH_START_SECONDS is the deadline.")
 
-    def _started(self) -> None:
+    def started(self) -> None:
         """Say what the start took. What the engine prints from now on may hold what visitors wrote."""
         if self.engine and self.engine.phases:
             phases, self.engine.phases = self.engine.phases, None
             cache.started(self.plan.cache, phases.ready())
 
     def _guard(self, model: str) -> None:
-        failures, next_token, seen = 0, time.monotonic() + self.plan.probe_seconds, self.server.progress()
+        came = time.monotonic()  # the last token of ours
+        failures, next_token, seen = 0, came + self.plan.probe_seconds, self.server.progress()
         while not self.stopping:
             time.sleep(WATCH_SECONDS if not failures else 1)
             try:
                 self.server.live()
                 if self.plan.probe_seconds and (failures or time.monotonic() >= next_token):
-                    self.server.token(model, timeout=min(TOKEN_TIMEOUT, max(2, self.plan.probe_seconds)))
+                    try:
+                        self.server.token(model, timeout=min(TOKEN_TIMEOUT, max(2, self.plan.probe_seconds)))
+                        came = time.monotonic()
+                    except Busy:
+                        if time.monotonic() - came > BUSY_SECONDS:
+                            raise
                     next_token = time.monotonic() + self.plan.probe_seconds
                 failures = 0
                 seen = self.server.progress()

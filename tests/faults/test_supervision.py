@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 import urllib.error
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from faults.conftest import Launched
+
+from launcher import probe
+from launcher.engines import ENGINES
+from launcher.errors import Unavailable
 
 Launch = Callable[..., Launched]
 LOGS = Path(__file__).parents[1] / "data/logs"
@@ -164,6 +171,55 @@ def test_fault_09_sigterm_to_every_process_at_once(launch: Launch) -> None:
         os.kill(engine, signal.SIGTERM)
 
         assert launched.exit_code(10) == 0
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_fault_09_sigterm_before_there_is_an_engine(launch: Launch, number: signal.Signals) -> None:
+    """While a hub that says nothing is asked: 0 at once, as at any later time."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(20)
+        launched = launch(LAUNCH_MODEL="deepseek-ai/none", HF_ENDPOINT=f"http://127.0.0.1:{hub.getsockname()[1]}", NO_PROXY="*")
+        line, _ = hub.accept()
+        launched.stop(number)
+
+        assert launched.exit_code(3) == 0
+        line.close()
+    assert "stopped on request before the engine was started" in launched.output
+
+
+def test_a_reader_that_has_gone_changes_no_exit_code(launch: Launch) -> None:
+    """Neither of the engine's output nor of the launcher's own lines: 70 stays 70."""
+    deaf = "import os; read, write = os.pipe(); os.close(read); os.dup2(write, 1); os.dup2(write, 2)\n"
+    launched = launch(before=deaf, STUB_EXITS_AFTER="2", STUB_LINES="2000")
+
+    assert launched.exit_code(15) == 70
+
+
+def test_an_engine_that_counts_no_tokens_may_be_busy() -> None:
+    """Where time runs out and nothing tells of progress that is said to be so; where something tells, and there is none, it hangs."""
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"vllm:generation_tokens_total 7\n")
+
+        def do_POST(self) -> None:
+            time.sleep(1)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        counts, tells_nothing = (probe.Server(ENGINES[name], server.server_port) for name in ("vllm", "trtllm"))
+        with pytest.raises(probe.Busy):
+            tells_nothing.token("m", timeout=0.2)
+        with pytest.raises(Unavailable) as found:
+            counts.token("m", timeout=0.2)
+        server.shutdown()
+    assert not isinstance(found.value, probe.Busy)
 
 
 @pytest.mark.fault(10)

@@ -207,8 +207,8 @@ def test_the_gateway(no_gateway_left: None, run: list[Run], tmp_path: Path) -> N
     build_image()
     engine, port = Upstream(20000 + 7 * 12 + 10), free_port()
     (tmp_path / "keys").write_text(f"alice:{KEYS['alice']}\n")
-    (tmp_path / "cache/gateway").mkdir(parents=True)
-    (tmp_path / "cache/gateway").chmod(0o777)
+    (tmp_path / "cache/gateway/gnode10").mkdir(parents=True)
+    (tmp_path / "cache/gateway/gnode10").chmod(0o777)
     settings = {"GATEWAY_KEYS_FILE": "keys", "GATEWAY_PORT": str(port), "GATEWAY_IMAGE": image_name()}
     with contextlib.chdir(tmp_path):
         run.append(made := Run(tmp_path, "r1-7b-v100", gateway=True, ENGINEROOM_CONTAINER="docker", SLURM_JOB_GPUS="0", **settings))
@@ -226,11 +226,11 @@ def test_the_gateway(no_gateway_left: None, run: list[Run], tmp_path: Path) -> N
     assert {"--read-only", "--cap-drop", "ALL", "no-new-privileges", "1000:1000"} <= set(call)
     assert KEYS["alice"] not in "".join(call)
     assert made.end() == 0
-    assert (door.status("GET /health"), sorted(path.name for path in (made.cache / "gateway").iterdir())) == (
+    assert (door.status("GET /health"), sorted(path.name for path in (made.cache / "gateway/gnode10").iterdir())) == (
         0,
         ["certificate-key.pem", "certificate-names", "certificate.pem"],
     )
-    assert (made.cache / "gateway/certificate-names").read_text() == "gnode10 localhost 127.0.0.1"
+    assert (made.cache / "gateway/gnode10/certificate-names").read_text() == "gnode10 localhost 127.0.0.1"
     engine.stop()
 
 

@@ -198,6 +198,7 @@ def test_r14_invented_flag(launcher: Path, image: str) -> None:
             "--cudagraph-capture-sizes 1 2 4: vLLM 0.9.2 has --cuda-graph-sizes 1 2 4",
         ]),
         ("h200-fp8", "--max_num_batched_tokens 8k --gpu_memory_utilization=0.8", "--max-num-batched-tokens 8k --gpu-memory-utilization 0.8", []),
+        ("h200-fp8", "--disable-log-stats", "", ["--disable-log-stats: left out. Whether it is busy, and when it may stop, the launcher reads from the statistics."]),
         ("h200-fp8", "-dp 1 -O3 -cc.cudagraph_mode FULL", "--data-parallel-size 1 --optimization-level 3 --compilation-config.cudagraph_mode FULL", []),
         ("h200-fp8", '--hf-overrides {"a":1} --long-prefill-token-threshold -1', '--hf-overrides {"a":1} --long-prefill-token-threshold=-1', []),
         ("h200-fp8", "--seed 1 --seed 2", "--seed 2", []),

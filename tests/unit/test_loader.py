@@ -48,12 +48,17 @@ def test_the_innermost_mount_counts(folder: Path) -> None:
 def test_over_a_network_weights_are_read_ahead(folder: Path, name: str, flag: str, value: object) -> None:
     """By a flag that the release has; the user's own choice counts, and what does not fit into memory is not read ahead."""
     found, known = image(name)
-    chosen, notes = loader.choose(found, str(folder), [], known, free=1000)
+    chosen, notes = loader.choose(found, str(folder), [], known, lambda: 1000)
 
     assert chosen.args == {**found.args, flag: value}
     assert notes[0].endswith(f"they are read ahead (--{flag})")
-    assert loader.choose(found, str(folder), ["--load-format", "fastsafetensors"], known, free=1000) == (found, ())
-    chosen, notes = loader.choose(found, str(folder), [], known, free=100)
+    for words in (
+        ["--load-format", "fastsafetensors"],
+        ["--model-loader-extra-config", '{"enable_multithread_load": true}'],  # which vLLM refuses together with it
+        ["--model_loader_extra_config.enable_multithread_load", "true"],
+    ):
+        assert loader.choose(found, str(folder), words, known, lambda: 1000) == (found, ())
+    chosen, notes = loader.choose(found, str(folder), [], known, lambda: 100)
     assert (chosen, len(notes)) == (found, 1)
 
 
@@ -61,13 +66,13 @@ def test_over_a_network_weights_are_read_ahead(folder: Path, name: str, flag: st
 def test_local_weights_are_left_to_the_engine(folder: Path) -> None:
     found, known = image("h200-fp8")
 
-    assert loader.choose(found, str(folder), [], known, free=1000) == (found, ())
+    assert loader.choose(found, str(folder), [], known, lambda: 1000) == (found, ())
 
 
 @pytest.mark.parametrize("name", ["v100-half", "b200-fp4"])
 def test_a_release_that_cannot_read_ahead_gets_a_note(folder: Path, name: str) -> None:
     found, known = image(name)
-    chosen, notes = loader.choose(found, str(folder), [], known, free=1000)
+    chosen, notes = loader.choose(found, str(folder), [], known, lambda: 1000)
 
     assert chosen == found
     assert notes == ("the weights lie on a network (nfs4), and this release does not read ahead: a copy on a local disk loads faster",)
@@ -79,5 +84,5 @@ def test_what_cannot_be_told_is_left_to_the_engine(tmp_path: Path) -> None:
     found, known = image("h200-fp8")
 
     assert loader.filesystem("/", str(tmp_path / "none")) == loader.filesystem("/", str(tmp_path / "odd")) == ""
-    assert loader.choose(found, "", [], known, free=1000) == (found, ())
+    assert loader.choose(found, "", [], known, lambda: 1000) == (found, ())
     assert json.dumps(loader.filesystem("/")) != '""'

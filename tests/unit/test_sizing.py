@@ -171,6 +171,8 @@ def test_a_gpu_that_is_taken(
     [
         (["--quantization", "bitsandbytes"], "changes what the weights take"),
         (["--cpu-offload-gb", "40"], "keeps a part of the weights elsewhere"),
+        (["--kv-cache-memory-bytes", "4G"], "--kv-cache-memory-bytes sets the cache's size by itself"),
+        (["--num-gpu-blocks-override", "512"], "--num-gpu-blocks-override sets the cache's size by itself"),
         (["--gpu-memory-utilization", "nan"], "is no share of a GPU's memory"),
     ],
 )
@@ -180,6 +182,19 @@ def test_what_cannot_be_counted_is_left_to_the_engine(dry_run: Callable[..., dic
 
     assert message in found["sizing"]["unknown"]
     assert found["refusals"] == ""
+
+
+def test_the_context_is_left_to_vllm_in_its_own_word(dry_run: Callable[..., dict[str, Any]]) -> None:
+    """`auto` is what fits, as it is when nothing is given."""
+    assert dry_run("h200-fp8", H200, "r1-7b", "--max-model-len", "auto")["command"] == dry_run("h200-fp8", H200, "r1-7b")["command"]
+
+
+def test_r1_with_data_parallel_attention_on_vllm(dry_run: Callable[..., dict[str, Any]]) -> None:
+    """Eight copies share the experts: each GPU holds 95.8 GiB, and they fit eight H200."""
+    found = dry_run("h200-fp8", f"8*{H200}", "r1", "--data-parallel-size", "8", "--enable-expert-parallel")
+
+    assert (found["tp"], found["copies"], found["refusals"]) == (1, 8, "")
+    assert found["sizing"]["fit"]["stages"][0]["weights"] / 2**30 == pytest.approx(95.8, abs=0.1)
 
 
 def test_steps_are_read_as_the_engine_writes_them(dry_run: Callable[..., dict[str, Any]]) -> None:

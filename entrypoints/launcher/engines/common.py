@@ -63,6 +63,11 @@ def flags(values: Mapping[str, object], *, off: str) -> list[str]:
     return line
 
 
+def has_flag(command: Sequence[str], name: str) -> bool:
+    """Whether a flag is on an engine's command line, whole or in parts: `--speculative-config.model X`."""
+    return any(word.startswith("-") and word.lstrip("-").replace("_", "-").partition("=")[0].partition(".")[0] == name for word in command)
+
+
 def flag_value(command: Sequence[str], *names: str) -> str:
     """The value of a flag on an engine's command line, under the last of these names; "true" or "false" for a switch, "" when absent."""
     found = ""
