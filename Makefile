@@ -81,8 +81,8 @@ test-fast: .venv ## the tests that need no container
 test-slow: .venv ## the tests that take minutes each
 	@scripts/docker-engine && $(BIN)/pytest -s -m slow
 
-test-gpu: ## one GPU, vLLM under the launcher: where vLLM is (PYTHON=python3, ENGINEROOM_ENGINE=folder of wheels); docs/gpu-tests.md
-	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) $(GPU_PYTEST) tests/gpu $(ARGS)
+test-gpu: ## one GPU, vLLM under the launcher: where vLLM is (PYTHON=python3, ENGINEROOM_ENGINE=folder of wheels, TEST=test_r1_layers.py); docs/gpu-tests.md
+	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) $(GPU_PYTEST) tests/gpu/$(or $(TEST),test_one_gpu.py) $(ARGS)
 
 test-gpu2: ## two GPUs, a launcher on each, and the loss of one: where vLLM is (PYTHON=python3), as root; docs/two-machines.md
 	@PYTHONPATH=tests:$$PYTHONPATH $(PYTHON) $(GPU_PYTEST) tests/gpu2 $(ARGS)

@@ -1,6 +1,6 @@
 """R1's architecture on one GPU: four of its layers with all 256 experts, in block FP8 with made-up weights, as the stack r1-h200 starts it.
 
-`make test-gpu ARGS='tests/gpu/test_r1_layers.py'`; each start may take 200 seconds. What it says of the kernels is what one GPU can say of eight.
+`make test-gpu TEST=test_r1_layers.py`, with vLLM installed; each start may take 200 seconds. What it says of the kernels is what one GPU can say of eight.
 """
 
 from __future__ import annotations
