@@ -113,5 +113,6 @@ types: .venv ## mypy, strict
 clean: ## forget the virtual environment and logs; images and volumes stay
 	rm -rf .venv build
 
-.venv: requirements.txt pyproject.toml scripts/venv
+.venv: .venv/made # not the folder's own time: it is there before all that belongs into it
+.venv/made: requirements.txt pyproject.toml scripts/venv
 	@scripts/venv
