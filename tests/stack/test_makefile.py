@@ -14,7 +14,9 @@ def test_an_environment_that_was_not_finished_is_made_anew(tmp_path: Path) -> No
     shutil.copy(ROOT / "Makefile", tmp_path)
     script, count = tmp_path / "scripts/venv", tmp_path / "count"
     script.parent.mkdir()
-    script.write_text("#!/bin/sh\necho >>count\nmkdir -p .venv/bin\ntouch .venv/bin/python\n[ $(wc -l <count) -gt 1 ] && touch .venv/made\n")
+    script.write_text(
+        "#!/bin/sh\necho >>count\nmkdir -p .venv/bin\ntouch .venv/bin/python\n[ $(wc -l <count) -gt 1 ] && touch .venv/made\n"
+    )
     script.chmod(0o755)
     for name in ("requirements.txt", "pyproject.toml"):
         (tmp_path / name).touch()
