@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from typing import Any, cast
 
@@ -84,3 +85,15 @@ def test_a_port_below_1024_on_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert checks._taken("::", 1) == 0
     assert checks._taken("0.0.0.0", 1) == 0
+
+
+@pytest.mark.parametrize(("clustered", "port", "status"), [(True, 443, "failed"), (False, 443, "ok"), (True, 8443, "ok")])
+def test_a_gateway_on_the_machines_own_network(monkeypatch: pytest.MonkeyPatch, clustered: bool, port: int, status: str) -> None:
+    """Docker publishes any port; a gateway that listens itself is an ordinary user."""
+    monkeypatch.setattr(checks, "_least_port", lambda: 1024)
+    monkeypatch.setattr(checks, "_taken", lambda *_: 0)
+    host = dataclasses.replace(Host.load(ROOT, {}), gateway_port=port)
+    found = {check.name: check for check in checks.ports(host, "r1-32b-v100", set(), {"gateway"}, clustered=clustered)}[f"port {port}"]
+
+    assert found.status == status
+    assert ("GATEWAY_PORT to 1024 or more" in found.fix) is (status == "failed")
