@@ -47,7 +47,10 @@ VALUES = {  # lines of vLLM's log
 
 
 class Row(NamedTuple):
-    """A configuration: flags of `launch serve`, environment, and whether it is loaded with sampling as well."""
+    """A configuration: flags of `launch serve`, environment, and whether it is loaded with sampling as well.
+
+    With `starts` it is started so often, each time with what the times before have left in caches, and not loaded.
+    """
 
     name: str
     why: str
@@ -55,6 +58,7 @@ class Row(NamedTuple):
     env: dict[str, str] = {}  # noqa: RUF012 - never changed
     sampled: bool = False
     yardstick: bool = False
+    starts: int = 0
 
 
 def rows(file: Path) -> dict[str, Row]:
@@ -132,18 +136,19 @@ def sweep(chosen: list[Row], settings: dict[str, str], model: Path, out: Path, s
         with (out / "facts.jsonl").open("a") as file:
             file.write(f"{line}\n")
 
-    for row in chosen:
+    runs = [(row, number) for row in chosen for number in range(max(row.starts, 1))]
+    for row, number in runs:
         before = left()
         if before < longest:
             fact(row.name, left_out=f"{before:.0f} s left, and one has taken {longest:.0f} s")
             continue
-        server = Launched(row.name, out / row.name)
+        server = Launched(row.name, out / (f"{row.name}-{number + 1}" if row.starts else row.name))
         try:
             server.launch("serve", "--load-format", "dummy", *shlex.split(row.args), **settings, **row.env)
-            generator = generator or Load(model)  # while the first engine starts
+            generator = generator or (None if row.starts else Load(model))  # while the first engine starts
             ready = server.wait_for("ready after", min(READY_SECONDS, left()))
             fact(row.name, args=row.args, env=row.env, ready=round(ready, 1), **said(server))
-            for found in measure(row, generator):
+            for found in measure(row, generator) if generator and not row.starts else ():
                 fact(row.name, **found)
         except Exception as error:  # noqa: BLE001 - the next configuration has its turn
             fact(row.name, failed=f"{type(error).__name__}: {error}"[-3000:])
@@ -167,7 +172,7 @@ def main() -> None:
     known = rows(options.config)
     if unknown := [name for name in options.rows if name not in known]:
         parser.error(f"no configuration is called {', '.join(unknown)}; there are {', '.join(known)}")
-    if used := [name for name in options.rows or known if (options.out / name).exists()]:
+    if used := [name for name in options.rows or known if any(options.out.glob(f"{name}*"))]:
         parser.error(f"{options.out} has {', '.join(used)} already: remove it, or name another folder with --out")
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or seven_billion(Path(folder))

@@ -18,7 +18,7 @@ import gpu_sweep  # noqa: E402
 import gpu_sweep_report  # noqa: E402
 import gpus  # noqa: E402
 
-ROWS = gpu_sweep.rows(ROOT / "tests/bench/gpu_sweep.toml")
+ROWS = {name: row for file in ("gpu_sweep", "gpu_starts") for name, row in gpu_sweep.rows(ROOT / f"tests/bench/{file}.toml").items()}
 
 
 @pytest.fixture(scope="module")
