@@ -123,7 +123,8 @@ def default_file(catalog: Catalog, stack: str) -> Path:
 
 def _config(host: Host, services: set[str]) -> dict[str, Any]:
     """What Compose makes of these services and what they depend on; empty when it refuses, which then stands in no file but in its own words."""
-    known = machine.ask("docker", "compose", "--profile", "*", "config", "--services", cwd=host.root)  # a container may be of another release
+    # only those that the files still have: a container may be of another release
+    known = machine.ask("docker", "compose", "--profile", "*", "config", "--services", cwd=host.root)
     answer = machine.ask("docker", "compose", "config", "--format", "json", *sorted(services & set(known.text.split())), cwd=host.root)
     return dict(json.loads(answer.text)) if answer.well else {"refused": answer.error}
 
