@@ -15,7 +15,7 @@ class ImageFacts(NamedTuple):
     """The image's row of the catalog, resolved. `args` and `env` are defaults; `executors` are its ways over several nodes, best first.
 
     `memory` is how the release deals a GPU's memory out (launcher.fit.Engine), None where it has none.
-    `told` is what files say that flags of the chosen profile name, as flags.
+    `fork`: the release was seen to work with its core as a fork of its server, on one GPU. `told` is what files say that flags of the chosen profile name, as flags.
     `profiles` are flags for a load, by the profile's name; `siblings` are all images of the catalog: engine, precision and compute capabilities of each.
     """
 
@@ -35,6 +35,7 @@ class ImageFacts(NamedTuple):
     memory: Mapping[str, Any] | None = None
     profiles: Mapping[str, Sequence[Mapping[str, Any]]] = MappingProxyType({})
     siblings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    fork: bool = False
     told: Mapping[str, Any] = MappingProxyType({})
 
 

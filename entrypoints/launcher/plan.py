@@ -86,6 +86,7 @@ class LaunchPlan(NamedTuple):
 
 
 # Flags that may name another repository of the hub than the model's: with one of these the engine may have to ask it.
+START = "VLLM_WORKER_MULTIPROC_METHOD"  # `vllm serve` takes spawn by itself: a new Python, which imports everything once more
 OTHER_REPOSITORIES = ("tokenizer", "tokenizer-path", "hf-config-path", "speculative-config", "speculative-draft-model-path", "lora-modules")
 
 
@@ -129,6 +130,8 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
     added = {**kept.variables, **engine.environment(request)}
     if cached and not cached.lacks and "HF_HUB_OFFLINE" not in env and not _asks_more(line):
         added["HF_HUB_OFFLINE"] = "1"
+    if facts.fork and len(node.gpus) == role.nodes == 1 and START not in env:
+        added[START] = "fork"
     if "HF_TOKEN" in settings.secrets:
         added["HF_TOKEN"] = settings.secrets["HF_TOKEN"]
     defaults = {name: value for name, value in facts.env.items() if name not in env}

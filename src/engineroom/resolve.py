@@ -161,6 +161,7 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "min_driver": release.min_driver,
         "memory": release.memory.model_dump(exclude={"source"}) if release.memory else None,
         "executors": [executor.name for executor in release.executors],
+        "fork": bool(release.fork),
         "model": model_folder(image.model) if image.model else "",
         "model_name": image.model or "",
         "args": args,

@@ -224,6 +224,7 @@ class Metrics(Row):
 class Release(Row):
     """A pinned engine release and why it is the one.
 
+    `fork` says where it was seen that vLLM's core may be a fork of its server, in place of a Python that imports everything once more.
     It is installed from locked `wheels`, is part of a `vendor`'s image, or comes as Debian packages (`debs`): those of `apt`, of
     which the first is the engine itself.
     """
@@ -237,6 +238,7 @@ class Release(Row):
     horizon: date | None = None
     newer: tuple[Newer, ...] = ()
     executors: tuple[Executor, ...] = ()
+    fork: Reason | None = None
     python: str = ""
     cuda: str = ""
     min_driver: str = ""

