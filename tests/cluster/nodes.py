@@ -206,5 +206,5 @@ def empty_stack(image: str, folder: Path) -> Iterator[Stack]:
         yield made
     finally:
         for node in made.nodes:
-            node.container.remove(force=True)
+            node.container.remove(force=True, v=True)
         network.remove()

@@ -104,7 +104,7 @@ def test_fault_18_head_comes_back_under_a_new_address(stack: Stack) -> None:
     first = stack.start("head", LAUNCH_NODES="3", LAUNCH_INSECURE_CLUSTER="true")
     old = first.address(stack.network)
     worker.wait_for("the nodes must be alike: nodes 2 here, 3 at the head")  # and so it is refused, until the right head is there
-    first.container.remove(force=True)
+    first.container.remove(force=True, v=True)
     stack.nodes.remove(first)
     blocker = stack.start("single", LAUNCH_NODES="1", LAUNCH_TP="1")  # takes the address that has become free
     second = stack.start("head")
@@ -112,7 +112,7 @@ def test_fault_18_head_comes_back_under_a_new_address(stack: Stack) -> None:
 
     assert blocker.address(stack.network) == old
     assert second.address(stack.network) != old
-    second.container.remove(force=True)
+    second.container.remove(force=True, v=True)
     stack.nodes.remove(second)
     worker.wait_for("the head at [0-9.]+ has gone without a word")
     third = stack.start("head")

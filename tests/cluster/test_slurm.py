@@ -105,7 +105,7 @@ class Slurm:
         for node in self.nodes:
             if node is self.nodes[-1]:
                 node.exec_run(["find", str(self.folder), "-mindepth", "1", "-delete"], user="0:0")
-            node.remove(force=True)
+            node.remove(force=True, v=True)
         self.network.remove()
 
 

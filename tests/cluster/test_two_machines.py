@@ -95,7 +95,7 @@ def machines(ray_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for machine in pair:
         machine.compose("down", "--volumes", "--timeout", "5")
     for container in (router, *(machine.container for machine in pair)):
-        container.remove(force=True)
+        container.remove(force=True, v=True)
     for network in networks:
         network.remove()
 

@@ -212,7 +212,7 @@ def test_status_says_how_it_ended(demo: Demo) -> None:
             (row,) = json.loads(engineroom(demo, "status", "r1-7b-v100", "--json").stdout)
             smoke = engineroom(demo, "smoke", "r1-7b-v100")
         finally:
-            container.remove(force=True)
+            container.remove(force=True, v=True)
 
         assert row["state"] == "exited"
         assert re.match(r"refused before start, exit code 78: .*no-such-flag", row["last_exit"])
@@ -264,7 +264,7 @@ def test_no_secret_is_in_a_bundle(demo: Demo, tmp_path: Path) -> None:
         env["PIP_INDEX_URL"] = f"https://me:{canaries['index']}@mirror.example/simple"
         result = engineroom(demo, "bundle", "demo-cpu", "--to", str(file), **env)
     finally:
-        container.remove(force=True)
+        container.remove(force=True, v=True)
 
     assert result.returncode == 0, result.stderr
     assert file.stat().st_mode & 0o077 == 0
@@ -288,7 +288,7 @@ def test_the_launchers_lines_as_json() -> None:
         assert container.wait(timeout=60)["StatusCode"] == 78
         text = container.logs().decode()
     finally:
-        container.remove(force=True)
+        container.remove(force=True, v=True)
     rows = [json.loads(line) for line in text.splitlines()]
 
     assert {"time", "level", "event", "message"} <= set.intersection(*map(set, rows))

@@ -136,7 +136,7 @@ class Run:
 def no_gateway_left() -> Iterator[None]:
     """A job that is killed takes nothing of Docker's with it."""
     yield
-    subprocess.run(["docker", "rm", "--force", "engineroom-7-gateway"], capture_output=True, check=False)
+    subprocess.run(["docker", "rm", "--force", "--volumes", "engineroom-7-gateway"], capture_output=True, check=False)
 
 
 @pytest.fixture
