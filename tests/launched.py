@@ -44,11 +44,14 @@ class Launched:
 
     def launch(self, *arguments: str, **env: str) -> None:
         """Start the launcher here; its output goes to `log`."""
+        self.start(sys.executable, "-c", LAUNCH, *arguments, **env)
+
+    def start(self, *command: str, **env: str) -> None:
+        """Start a program here, the launcher or another in its place; its output goes to `log`."""
         self.env, self.began = env, time.monotonic()
         with self.log.open("wb") as log:
-            command = self.command(sys.executable, "-c", LAUNCH, *arguments)
             self.process = subprocess.Popen(
-                command, env=self.environment(env), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self.command(*command), env=self.environment(env), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def ask(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

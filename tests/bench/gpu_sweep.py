@@ -29,7 +29,7 @@ CONFIGURATIONS = Path(__file__).with_suffix(".toml")
 NAME = "shapes"  # what the API calls the model
 REQUESTS = {1: 3, 32: 64, 128: 256}  # requests by how many at once
 SAMPLED = ("--temperature", "0.6", "--top-p", "0.95")  # as the model's authors recommend
-READY_SECONDS = 240
+READY_SECONDS = 330  # compiling for single sizes takes minutes
 LOAD_SECONDS = 90
 STOP_SECONDS = 20
 
@@ -49,7 +49,7 @@ VALUES = {  # lines of vLLM's log
 class Row(NamedTuple):
     """A configuration: flags of `launch serve`, environment, and whether it is loaded with sampling as well.
 
-    With `starts` it is started so often, each time with what the times before have left in caches, and not loaded.
+    A yardstick is `vllm serve` without the launcher. With `starts` a row is started so often, each time with what the times before have left in caches, and not loaded.
     """
 
     name: str
@@ -144,9 +144,13 @@ def sweep(chosen: list[Row], settings: dict[str, str], model: Path, out: Path, s
             continue
         server = Launched(row.name, out / (f"{row.name}-{number + 1}" if row.starts else row.name))
         try:
-            server.launch("serve", "--load-format", "dummy", *shlex.split(row.args), **settings, **row.env)
+            flags = ("--load-format", "dummy", *shlex.split(row.args))
+            if row.yardstick:
+                server.start("vllm", "serve", str(model), "--served-model-name", NAME, *flags, **row.env)
+            else:
+                server.launch("serve", *flags, **settings, **row.env)
             generator = generator or (None if row.starts else Load(model))  # while the first engine starts
-            ready = server.wait_for("ready after", min(READY_SECONDS, left()))
+            ready = server.wait_for("Application startup complete" if row.yardstick else "ready after", min(READY_SECONDS, left()))
             fact(row.name, args=row.args, env=row.env, ready=round(ready, 1), **said(server))
             for found in measure(row, generator) if generator and not row.starts else ():
                 fact(row.name, **found)

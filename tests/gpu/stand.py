@@ -31,6 +31,7 @@ SETTINGS = {  # fractions of the GPU, tokens a step and requests differ as well:
     "demo bf16": DEMO,
     "demo fp16": {**DEMO, "LAUNCH_ARG_DTYPE": "half"},
     "demo fp8": {**DEMO, "LAUNCH_ARG_QUANTIZATION": "fp8"},
+    "demo fp8, fp8 cache": {**DEMO, "LAUNCH_ARG_QUANTIZATION": "fp8", "LAUNCH_ARG_KV_CACHE_DTYPE": "fp8"},
 }  # fmt: skip
 VLLM = f"""#!{sys.executable}
 import sys

@@ -1,7 +1,7 @@
 """One GPU, vLLM under the launcher: refusals, memory against the plan, right answers in three precisions, faults, a warm start.
 
 `make test-gpu` runs it where a GPU and vLLM are; docs/gpu-tests.md. With ENGINEROOM_REHEARSAL=1 the stub engine stands in. The order is
-that of worth, and such that each test ends the engine that the ones before it have used: eight starts in all, none twice by mistake.
+that of worth, and such that each test ends the engine that the ones before it have used: nine starts in all, none twice by mistake.
 """
 
 from __future__ import annotations
@@ -265,6 +265,10 @@ def test_fault_04_hangs_while_health_says_200(stand: Stand) -> None:
 
     assert code == 70
     assert "no token comes out" in said
+
+
+def test_sums_fp8_with_fp8_cache(stand: Stand) -> None:
+    check_sums(stand, "demo fp8, fp8 cache")
 
 
 # --------------------------------------------------------------------------------------------- starts, warm and broken off
