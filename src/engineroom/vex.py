@@ -32,23 +32,22 @@ def document(catalog: Catalog, image: str) -> dict[str, Any] | None:
     if not holes:
         return None
     day = max(hole.checked for hole in holes)
+    versions = {} if catalog.release_of(image).install == "debs" else resolve.locked_versions(catalog, image)
     return {
         "@context": CONTEXT,
         "@id": f"urn:engineroom:openvex:{image}:{day}",
         "author": "Engine Room",
         "timestamp": _midnight(day),
         "version": int(f"{day:%Y%m%d}"),  # it must rise with every change; no change comes without a look
-        "statements": [_statement(catalog, image, hole, name, entry) for hole in holes for name, entry in hole.advisories.items()],
+        "statements": [_statement(catalog, image, versions, hole, name, entry) for hole in holes for name, entry in hole.advisories.items()],
     }
 
 
-def _statement(catalog: Catalog, image: str, hole: KnownHole, name: str, entry: str) -> dict[str, Any]:
+def _statement(catalog: Catalog, image: str, versions: dict[str, str], hole: KnownHole, name: str, entry: str) -> dict[str, Any]:
     release = catalog.release_of(image)
     tag = resolve.tag(image, release).partition(":")[2]
-    if release.install == "debs":  # the build takes what Debian has of this release that day: any of its revisions
-        package = f"pkg:deb/debian/{hole.package}"
-    else:
-        package = f"pkg:pypi/{hole.package}@{resolve.locked_versions(catalog, image)[hole.package]}"
+    # Debian's: the build takes what it has of this release that day, any of its revisions
+    package = f"pkg:deb/debian/{hole.package}" if release.install == "debs" else f"pkg:pypi/{hole.package}@{versions[hole.package]}"
     return {
         "vulnerability": {"@id": advisory(name, entry), "name": name, **({"aliases": [entry]} if entry else {})},
         "timestamp": _midnight(hole.checked),
