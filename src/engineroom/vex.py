@@ -28,30 +28,35 @@ def document(catalog: Catalog, image: str) -> dict[str, Any] | None:
 
     OpenVEX knows no end of a statement: the day by which somebody must look again stands in its notes.
     """
-    holes = catalog.release_of(image).exceptions
+    release = catalog.release_of(image)
+    holes = release.exceptions
     if not holes:
         return None
     day = max(hole.checked for hole in holes)
-    versions = {} if catalog.release_of(image).install == "debs" else resolve.locked_versions(catalog, image)
+    versions = {} if release.install == "debs" else resolve.locked_versions(catalog, image)
+    product = f"pkg:oci/{resolve.REPOSITORY}?tag={resolve.tag(image, release).partition(':')[2]}"
     return {
         "@context": CONTEXT,
         "@id": f"urn:engineroom:openvex:{image}:{day}",
         "author": "Engine Room",
         "timestamp": _midnight(day),
         "version": int(f"{day:%Y%m%d}"),  # it must rise with every change; no change comes without a look
-        "statements": [_statement(catalog, image, versions, hole, name, entry) for hole in holes for name, entry in hole.advisories.items()],
+        "statements": [
+            _statement(product, _package(versions, hole), hole, name, entry) for hole in holes for name, entry in hole.advisories.items()
+        ],
     }
 
 
-def _statement(catalog: Catalog, image: str, versions: dict[str, str], hole: KnownHole, name: str, entry: str) -> dict[str, Any]:
-    release = catalog.release_of(image)
-    tag = resolve.tag(image, release).partition(":")[2]
-    # Debian's: the build takes what it has of this release that day, any of its revisions
-    package = f"pkg:deb/debian/{hole.package}" if release.install == "debs" else f"pkg:pypi/{hole.package}@{versions[hole.package]}"
+def _package(versions: dict[str, str], hole: KnownHole) -> str:
+    """What has the hole. Of Debian's packages, which no lock names, the build takes the revision that there is on that day."""
+    return f"pkg:pypi/{hole.package}@{versions[hole.package]}" if versions else f"pkg:deb/debian/{hole.package}"
+
+
+def _statement(product: str, package: str, hole: KnownHole, name: str, entry: str) -> dict[str, Any]:
     return {
         "vulnerability": {"@id": advisory(name, entry), "name": name, **({"aliases": [entry]} if entry else {})},
         "timestamp": _midnight(hole.checked),
-        "products": [{"@id": f"pkg:oci/{resolve.REPOSITORY}?tag={tag}", "subcomponents": [{"@id": package}]}],
+        "products": [{"@id": product, "subcomponents": [{"@id": package}]}],
         "status": hole.status,
         **({"justification": hole.justification} if hole.justification else {}),
         **({"action_statement": hole.why} if hole.status == "affected" else {}),
