@@ -20,6 +20,7 @@ GATEWAY_PORT = 8443
 GATEWAY_SECRETS = {  # where its files are in a container, whatever mounts them
     f"gateway_{name}": f"{SECRETS}/gateway_{name}" for name in ("keys", "certificate", "certificate_key")
 }
+CHOICES = ("LAUNCH_MAX_MODEL_LEN", "LAUNCH_MAX_SEQS", "LAUNCH_JOIN_SECONDS")  # of a stack's row, and under Compose its user's
 GATEWAY_CHOICES = (  # its user's
     "GATEWAY_NAMES", "GATEWAY_ORIGINS", "GATEWAY_KEY_STREAMS", "GATEWAY_KEY_RATE", "GATEWAY_BODY_MIB", "GATEWAY_ANSWER_SECONDS",
 )  # fmt: skip
@@ -38,7 +39,7 @@ def served(catalog: Catalog, name: str) -> dict[str, Any]:
         "page_image": page.published,
         "page_settings": {variable.name: variable for variable in page.settings},
         "model": model_folder(stack.model) if image.model == stack.model else model.hub,
-        "model_name": stack.model,
+        "model_name": api_name(catalog, stack),
         "nodes": stack.nodes,
         "gpus": stack.gpus,
         "clustered": stack.nodes > 1,
@@ -54,20 +55,37 @@ def compose(catalog: Catalog, name: str) -> dict[str, Any]:
     """What the compose template needs."""
     stack = catalog.stacks[name]
     release = catalog.release_of(stack.image)
-    clustered = stack.nodes > 1
+    clustered, found = stack.nodes > 1, served(catalog, name)
+    settings = found.pop("engine_environment")
     return {
-        **served(catalog, name),
+        **found,
+        "engine_environment": {variable: setting for variable, setting in settings.items() if variable not in CHOICES},
+        "choices": {variable: setting for variable, setting in settings.items() if variable in CHOICES},
         "effect": "starts the server, waits until a token comes out of it, and starts the page",
         "dockerfile": f"images/{stack.image}/Dockerfile",
         "base": f"${{VENDOR_IMAGE:-{release.base}}}" if release.base else f"${{BASE_IMAGE:-{BASE_IMAGE}}}",
         "secrets": ["hf_token", "cluster_token"] if clustered else ["hf_token"],
         "role": "head" if clustered else "single",
-        "passed_on": ["HF_ENDPOINT", "HF_HUB_OFFLINE", *([] if stack.profile else ["LAUNCH_PROFILE"])],
+        "passed_on": passed_on(stack),
         "server": "127.0.0.1:${API_PORT:-8000}" if clustered else f"{name}-engine:8000",
         "page_port": "${WEBUI_PORT:-3000}" if clustered else "8080",
         "gateway": gateway(catalog, name, clustered=clustered, drain_seconds=stack.drain_seconds),
         "metrics": metrics(catalog, name),
     }
+
+
+def passed_on(stack: Stack) -> list[str]:
+    """Variables that the engine's container gets from the shell or `.env` where they are set there, beside CHOICES."""
+    names = ["HF_ENDPOINT", "HF_HUB_OFFLINE", "LAUNCH_LOG", "LAUNCH_PROBE_SECONDS"]
+    names += [] if stack.profile else ["LAUNCH_PROFILE"]
+    names += [] if stack.max_seqs else ["LAUNCH_MAX_SEQS"]
+    return names + (["LAUNCH_CLUSTER_PORT", "LAUNCH_PEER_SECONDS"] if stack.nodes > 1 else [])
+
+
+def api_name(catalog: Catalog, stack: Stack) -> str:
+    """What the API calls a stack's model: the row's name, except by TensorRT-LLM, which knows no other than the model's own."""
+    own = catalog.release_of(stack.image).engine == "trtllm"
+    return catalog.models[stack.model].hub if own else stack.model
 
 
 def gateway(catalog: Catalog, name: str, *, clustered: bool, drain_seconds: int) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class Bringup:
 
     def ending(self) -> str:
         """What to do with it now: the page, how to sign in, a request that can be pasted, and how to stop."""
-        return self._ending(self.host.api_port, self.row.model)
+        return self._ending(self.host.api_port, stacks.api_name(self.catalog, self.row))
 
     def _ending(self, port: int, model: str) -> str:
         key = (

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from engineroom import stacks
 from engineroom.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ def test_a_stack_is_server_and_page(stack: str) -> None:
 
     assert set(config["services"]) == {stack, f"{stack}-engine"}
     assert page["depends_on"][f"{stack}-engine"]["condition"] == "service_healthy"
-    assert page["environment"]["DEFAULT_MODELS"] == engine["environment"]["LAUNCH_MODEL_NAME"] == row.model
+    assert page["environment"]["DEFAULT_MODELS"] == engine["environment"]["LAUNCH_MODEL_NAME"] == stacks.api_name(CATALOG, row)
     if row.nodes == 1:  # several nodes publish nothing
         assert [port["host_ip"] for port in page["ports"]] == ["127.0.0.1"]
         assert [port["host_ip"] for port in engine["ports"]] == ["127.0.0.1"]
@@ -79,6 +80,25 @@ def test_a_stack_is_server_and_page(stack: str) -> None:
     if row.gpus:
         (device,) = engine["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["count"]) == ("nvidia", row.gpus)
+
+
+@pytest.mark.parametrize("stack", ["demo-cpu", "r1-32b-v100", "r1-b200"])
+def test_a_stacks_sizes_are_its_users(stack: str) -> None:
+    """Longest context, requests at once and the form of the log come from the shell, on every node; else they are the row's."""
+    wanted = {"LAUNCH_MAX_MODEL_LEN": "512", "LAUNCH_MAX_SEQS": "3", "LAUNCH_LOG": "json"}
+    row, engines = CATALOG.stacks[stack], [f"{stack}-engine", *([f"{stack}-worker"] if CATALOG.stacks[stack].nodes > 1 else [])]
+    for engine in engines:
+        own, theirs = whole(stack)["services"][engine]["environment"], whole(stack, **wanted)["services"][engine]["environment"]
+        assert (own["LAUNCH_MAX_MODEL_LEN"], own["LAUNCH_MAX_SEQS"]) == (str(row.max_model_len), row.max_seqs and str(row.max_seqs))
+        assert theirs.items() >= wanted.items()
+
+
+def test_tensorrt_llm_shows_the_models_own_name() -> None:
+    """It has no flag for another; the page and every request ask for what it lists."""
+    assert {stacks.api_name(CATALOG, CATALOG.stacks[name]) for name in ("r1-b200", "r1-7b-v100")} == {
+        "nvidia/DeepSeek-R1-0528-FP4",
+        "r1-7b",
+    }
 
 
 @pytest.mark.parametrize("stack", CATALOG.stacks)

@@ -66,7 +66,7 @@ def test_forms_say_the_same(stack: str, form: str) -> None:
     for node in found:
         assert node.image.endswith(served["image"])
         assert {name: value for name, value in node.environment.items() if name in settings} == settings
-        assert (node.environment["LAUNCH_MODEL"], node.environment["LAUNCH_MODEL_NAME"]) == (served["model"], row.model)
+        assert (node.environment["LAUNCH_MODEL"], node.environment["LAUNCH_MODEL_NAME"]) == (served["model"], served["model_name"])
         assert ("LAUNCH_CLUSTER_TOKEN_FILE" in node.environment) == (row.nodes > 1)
         assert node.gpus == row.gpus
         if form == "crater":  # it cannot say the rest: tests/unit/test_crater.py

@@ -396,7 +396,7 @@ def test_notes_say_what_to_type(stack: str) -> None:
     assert "curl http://localhost:8000/v1/chat/completions" in notes
     asked = re.search(r"-d '(.*)'", notes)
     assert asked
-    assert json.loads(asked[1])["model"] == CATALOG.stacks[stack].model
+    assert json.loads(asked[1])["model"] == stacks.served(CATALOG, stack)["model_name"]
     assert ("kubectl create secret generic" in notes) == (CATALOG.stacks[stack].nodes > 1)
 
 

@@ -135,7 +135,7 @@ def eager(case: Case) -> Check:
     if case.flag("enforce-eager", "disable-cuda-graph") != "true" or not any(case.facts.gpus.values()):
         return SILENT
     return warning(
-        "CUDA graphs are switched off: an H200 gave 1.8 to 2.8 times the tokens with them",
+        "CUDA graphs are switched off: an H200 gave 1.2 to 2.8 times the tokens with them",
         "Leave --enforce-eager (SGLang: --disable-cuda-graph) out, unless the start must be quick or memory is short.",
     )
 

@@ -236,13 +236,14 @@ def smoke(stack: str, url: str | None, model: str, as_json: bool, **files: Path 
     from engineroom import smoke as testing
     from engineroom.api import Api
     from engineroom.rows import Stack
+    from engineroom.stacks import api_name
 
     if url and not url.startswith(("http://", "https://")):
         raise click.UsageError(f"{url!r} is no http:// or https:// address.")
     rows, stack = catalog(), stack or ("" if url else "demo-cpu")
     row = rows.any_stack(stack) if stack else None
-    own = row.model if isinstance(row, Stack) else ""  # of another's service, what its router lists is asked
-    thinks = bool(own and rows.models[own].reasoning)
+    own = api_name(rows, row) if isinstance(row, Stack) else ""  # of another's service, what its router lists is asked
+    thinks = isinstance(row, Stack) and bool(rows.models[row.model].reasoning)
     api = Api(url.rstrip("/")) if url else testing.of_stack(rows, host(), stack)
     key = files["key_file"].read_text().split("\n", 1)[0].strip() if files["key_file"] else ""
     api = api._replace(key=key, ca=files["ca"])
