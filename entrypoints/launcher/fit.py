@@ -70,6 +70,8 @@ class Engine(NamedTuple):
     graphs: int = 0
 
 
+STRETCHED = ("su", "longrope", "llama3")  # kinds of rope_scaling with which a config.json gives the context as stretched
+
 # What engines call these.
 FRACTION = ("gpu-memory-utilization", "mem-fraction-static", "free-gpu-memory-fraction", "kv-cache-free-gpu-memory-fraction")
 TOKENS = ("max-num-batched-tokens", "chunked-prefill-size", "max-num-tokens")
@@ -178,19 +180,20 @@ class Stage(NamedTuple):
 class Fit(NamedTuple):
     """What a layout leaves.
 
-    `budget` is what the engine may use of a GPU; `tokens` fit in the cache, of which there is one for each of `ranks`; `context` is the longest request, at most the
-    model's or the limit that was set; a negative `free` of a stage is what is missing there.
+    `budget` is what the engine may use of a GPU; `tokens` fit in the cache, of which there is one for each of `ranks`, with `seqs` requests at once at most; `context` is
+    the longest request, at most the model's or the limit that was set; a negative `free` of a stage is what is missing there.
     """
 
     budget: int
     stages: tuple[Stage, ...]
     tokens: int
     context: int
+    seqs: int
     ranks: int = 1
 
     def requests(self, context: int) -> int:
-        """How many requests of so many tokens fit at once."""
-        return self.ranks * max(min(stage.free // (context * stage.token + stage.request or 1) for stage in self.stages), 0)
+        """How many requests of so many tokens run at once."""
+        return self.ranks * max(min(self.seqs, *(stage.free // (context * stage.token + stage.request or 1) for stage in self.stages)), 0)
 
     @property
     def missing(self) -> int:
@@ -234,12 +237,17 @@ def _count(value: object, least: int = 1) -> int:
 
 
 def _context(config: Mapping[str, Any]) -> int:
-    """The longest context: with YaRN the original one, stretched, as vLLM reads it (vllm/config/model.py, _get_and_verify_max_len)."""
+    """The longest context, stretched where positions are, with YaRN from the original one, as vLLM reads it.
+
+    Source: _get_and_verify_max_len in vllm/config/model.py, 0.25.1.
+    """
     rope = config.get("rope_scaling") or {}
-    original = rope.get("original_max_position_embeddings")
-    if rope.get("rope_type", rope.get("type")) == "yarn" and original:
-        return _count(int(_count(original) * rope["factor"]))
-    return _count(config["max_position_embeddings"])
+    kind, context = rope.get("rope_type", rope.get("type")), _count(config["max_position_embeddings"])
+    if kind in STRETCHED or "gemma3" in str(config.get("model_type")):
+        return context
+    if kind == "yarn":
+        context = _count(rope.get("original_max_position_embeddings") or context)
+    return _count(int(context * (rope.get("factor") or 1)))
 
 
 def _windows(config: Mapping[str, Any], layers: int) -> list[int]:
@@ -395,21 +403,21 @@ def fit(tensors: Sequence[Tensor], model: Shape, layout: Layout, engine: Engine,
     held, cached = weights(tensors, model, layout), cache(model, layout)
 
     def at(longest: int) -> Fit:
-        step = engine.tokens or longest
-        working = activations(model, layout, engine, step, min(limits.seqs or engine.seqs, step)) + engine.fixed
+        step, seqs = engine.tokens or longest, limits.seqs or engine.seqs
+        working = activations(model, layout, engine, step, min(seqs, step)) + engine.fixed
         stages = tuple(
             Stage(here, working, _free(engine, memory, here, working), token, request)
             for here, (token, request) in zip(held, cached, strict=True)
         )
         tokens = max(min(_tokens(stage, longest) for stage in stages), 0) // BLOCK * BLOCK
         budget = memory if engine.share == "left" else int(memory * engine.fraction)
-        return Fit(budget, stages, tokens, min(longest, tokens), layout.ranks)
+        return Fit(budget, stages, tokens, min(longest, tokens), seqs, layout.ranks)
 
     longest = limits.context or model.context
     if engine.tokens or limits.context:
         return at(longest)
-    steps = range(STEP, longest + 1, STEP)
-    return at(steps[max(bisect_left(steps, True, key=lambda context: at(context).context < context) - 1, 0)]) if steps else at(longest)
+    steps = (*range(STEP, longest, STEP), longest)
+    return at(steps[max(bisect_left(steps, True, key=lambda context: at(context).context < context) - 1, 0)])
 
 
 def _tokens(stage: Stage, longest: int) -> int:

@@ -48,7 +48,7 @@ def verdict(plan: Plan, least: Plan | None) -> str:
     instead = ""
     if least:
         more = least.machines.devices - plan.machines.devices
-        instead = f"; needs {more} more: {least.machines} (tensor parallel {least.layout.tp}, pipeline parallel {least.layout.pp})"
+        instead = f"; {f'needs {more} more' if more > 0 else 'instead'}: {least.machines} (tensor parallel {least.layout.tp}, pipeline parallel {least.layout.pp})"
     if not plan.image:
         return f"does not fit: {plan.why_not}"
     if found.context:

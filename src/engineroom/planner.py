@@ -56,6 +56,10 @@ class Checkpoint(NamedTuple):
     row: Model | None
 
 
+class CannotCut(BadRequest):
+    """A model that so many GPUs cannot share."""
+
+
 class Wanted(NamedTuple):
     """What is asked of a plan; empty and 0 leave it to the plan.
 
@@ -210,10 +214,15 @@ def of_request(catalog: Catalog, model: str, gpus: str, nodes: int, wanted: Want
 
 
 def for_gpus(catalog: Catalog, gpus: str, nodes: int, wanted: Wanted) -> list[Plan]:
-    """What these GPUs can run: the models of the catalog that an image for them serves. Raises UnknownName or BadRequest."""
-    on = machines(catalog, gpus, nodes)
-    models = [checkpoint(catalog, name) for name in catalog.models]
-    found = [make(catalog, model, on, wanted) for model in models if wanted.precision != "fp4" or model.precision == "fp4"]
+    """What these GPUs can run: the models of the catalog that an image for them serves. Raises UnknownName, or BadRequest where none can be planned."""
+    on, found, refused = machines(catalog, gpus, nodes), [], []
+    for name in catalog.models:
+        try:
+            found.append(make(catalog, checkpoint(catalog, name), on, wanted))
+        except BadRequest as error:  # a short context, weights of another kind, too few layers: other models have them
+            refused.append(error)
+    if not found:
+        raise refused[-1]
     return [plan for plan in found if plan.image] or found
 
 
@@ -225,17 +234,19 @@ def for_model(catalog: Catalog, model: str, wanted: Wanted) -> list[Plan]:
 
 
 def smallest_like(catalog: Catalog, plan: Plan) -> Plan | None:
-    """The fewest GPUs of the same kind that do what a plan wanted."""
+    """The fewest GPUs of the same kind that do what a plan wanted: not always more than it has, since not every number can share a layer."""
     wanted = plan.asked._replace(precision=plan.held, context=plan.wanted, tp=0)
-    found = smallest(catalog, plan.checkpoint, plan.machines.kind, plan.machines.gib, wanted)
-    return found if found and found.machines.devices > plan.machines.devices else None
+    return smallest(catalog, plan.checkpoint, plan.machines.kind, plan.machines.gib, wanted)
 
 
 def smallest(catalog: Catalog, model: Checkpoint, kind: str, gib: int, wanted: Wanted) -> Plan | None:
     """The fewest GPUs of this kind that serve the model, up to eight nodes of eight; None where none do."""
     memory = _usable(catalog.gpus[kind], gib)
     for gpus, nodes in _sizes():
-        found = make(catalog, model, Machines(kind, gib, memory, gpus, nodes), wanted)
+        try:
+            found = make(catalog, model, Machines(kind, gib, memory, gpus, nodes), wanted)
+        except CannotCut:
+            continue
         if found.works:
             return found
         if not found.image and nodes == 1:
@@ -283,6 +294,10 @@ def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted, kind: st
     """How the model is cut and held by an engine of this kind. Raises BadRequest."""
     if held == "fp4" and model.precision != "fp4":
         raise BadRequest(f"{model.title} has no FP4 weights, and no engine makes them while it loads. Plan a checkpoint that has them.")
+    if held != model.precision and held in NAMES and not _is_16_bits(model.precision) and model.precision != "fp8":
+        raise BadRequest(
+            f"{model.title} has {name_of(model.precision)} weights, and {name_of(held)} is not made of them. Plan a checkpoint that has it."
+        )
     weights = "stored"
     if held == "fp8" and _is_16_bits(model.precision):
         weights = "fp8"
@@ -290,7 +305,7 @@ def _layout(model: Checkpoint, on: Machines, held: str, wanted: Wanted, kind: st
         weights = "half"
     devices = on.devices
     tp = wanted.tp or fit.tensor_parallel(model.shape, on.gpus, on.nodes)
-    pp = max(devices // tp, 1) if on.nodes > 1 else 1
+    pp = max(devices // tp, 1) if wanted.tp or on.nodes > 1 else 1
     if not fit.shares(model.shape, tp) or (on.nodes > 1 and devices % tp) or pp > model.shape.layers:
-        raise BadRequest(f"{model.title} cannot be cut by tensor parallel {tp} and pipeline parallel {pp} over {on}.")
+        raise CannotCut(f"{model.title} cannot be cut by tensor parallel {tp} and pipeline parallel {pp} over {on}.")
     return fit.layout(kind, wanted.flag, tp, pp, weights)

@@ -281,3 +281,33 @@ def test_what_a_profiles_file_says_is_what_stands_in_it() -> None:
             "enable-attention-dp": read["enable_attention_dp"],
             "speculative-config.method": read["speculative_config"]["decoding_type"].lower(),
         }
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"type": "linear", "factor": 4.0}, 64_000),
+        ({"rope_type": "dynamic", "factor": 2}, 32_000),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8_000}, 32_000),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8_000}, 16_000),
+        ({"rope_type": "longrope", "factor": 8.0}, 16_000),
+        ({"rope_type": "default"}, 16_000),
+        (None, 16_000),
+    ],
+)
+def test_stretched_contexts(rope: dict[str, Any] | None, context: int) -> None:
+    """The longest context is what vLLM takes for each kind of stretching."""
+    found = fit.shape({**CATALOG.models["r1-7b"].config, "max_position_embeddings": 16_000, "rope_scaling": rope})
+
+    assert found
+    assert found.context == context
+
+
+def test_a_context_that_is_no_multiple_of_a_step() -> None:
+    """Where an engine takes a prompt in one step, the model's whole context is tried, not the 1,024 below it."""
+    row = CATALOG.models["r1-7b"]
+    engine = fit.engine(CATALOG.release_of("v100-half").memory.model_dump(), lambda *_: "")  # type: ignore[union-attr]
+    found = fit.fit(tensors.of_config(row.config), row.shape._replace(context=1_500), fit.Layout(1, 1), engine, 32 * GIB)
+
+    assert engine.tokens == 0
+    assert found.context == 1_500

@@ -236,3 +236,60 @@ def test_a_folder_of_quantised_weights(catalog: Catalog, tmp_path: Path, config:
     write_shard(folder / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": (dtype, [64, 64])})
 
     assert said in shown(catalog, str(folder), "a100-80:1")[1]
+
+
+@pytest.mark.parametrize(("config", "held"), [({"quant_method": "awq"}, "half"), ({"quant_method": "awq"}, "fp8")])
+def test_four_bits_are_not_counted_as_more(catalog: Catalog, tmp_path: Path, config: dict[str, str], held: str) -> None:
+    """Packed weights say nothing of what they would weigh in another precision, and no engine makes it of them."""
+    folder = small_model(tmp_path, {**catalog.models["r1-7b"].config, "quantization_config": config})
+    write_shard(folder / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": ("I32", [64, 64])})
+
+    for model in (str(folder), "r1-0528-fp4"):
+        with pytest.raises(BadRequest, match="is not made of them"):
+            shown(catalog, model, "h200:8", precision=held)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "wanted"), [("h200:8", 1, {"context": 32_768}), ("h200:8", 4, {}), ("b200:8", 1, {"precision": "fp4"})]
+)
+def test_what_one_model_cannot_does_not_hide_the_others(catalog: Catalog, gpus: str, nodes: int, wanted: dict[str, int]) -> None:
+    """The demo model has 4,096 tokens and six layers, and most have no FP4 weights: the rest is planned."""
+    found = planner.for_gpus(catalog, gpus, nodes, planner.Wanted(**wanted))  # type: ignore[arg-type]
+
+    names = {plan.checkpoint.name for plan in found}
+    assert ({"r1-0528-fp4"} if "precision" in wanted else {"r1", "r1-7b"}) <= names
+    assert "demo-r1" not in names
+
+
+def test_a_size_that_cannot_share_a_model_is_passed_over(catalog: Catalog, tmp_path: Path) -> None:
+    """Looking for enough GPUs, layouts with more stages than layers are none; nobody had asked for them."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 896, "intermediate_size": 4864}
+    folder = small_model(tmp_path, {**catalog.models["r1-7b"].config, **shape})
+    write_shard(folder / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": ("BF16", [4864, 896])})
+    made, text = shown(catalog, str(folder), "v100-16:1", seqs=8192)
+
+    assert not made.works
+    assert "fits with a context of" in text
+
+
+def test_fewer_gpus_that_can_share_the_layers(catalog: Catalog) -> None:
+    """Seven GPUs a node share no layer of R1: 28 of them do not do what 24 in nodes of eight do."""
+    made, text = shown(catalog, "r1", "a100-40:7", 4)
+
+    assert not made.works
+    assert "; instead: 3 nodes of 8 x A100-40GB" in text
+
+
+def test_tensor_parallel_below_the_gpus_of_a_node(catalog: Catalog) -> None:
+    """What tensor parallel leaves of a node goes to pipeline parallel, as the stack's own settings say."""
+    made = planner.of_request(catalog, "v3", "h200:8", 1, planner.Wanted(tp=4))
+
+    assert (made.layout.tp, made.layout.pp) == (4, 2)
+
+
+def test_no_more_requests_than_the_engine_runs(catalog: Catalog) -> None:
+    """A cache for 38 requests is none for them where the stack runs four at once."""
+    made = planner.of_stack(catalog, "r1-b200-low-latency")
+
+    assert plan_text.at_once(made) == {8_192: 4, 32_768: 4, 65_536: 4}
+    assert planner.of_request(catalog, "r1-7b", "h200", 1, planner.Wanted(seqs=4)).found.requests(8_192) == 4
