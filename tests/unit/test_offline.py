@@ -87,6 +87,51 @@ def test_what_is_missing_is_named(catalog: Catalog, folder: Path) -> None:
         wheels.require(catalog, "cpu", folder / "nowhere")
 
 
+def filled(monkeypatch: pytest.MonkeyPatch, catalog: Catalog, folder: Path, fetched: dict[str, bytes]) -> None:
+    """`engineroom wheels` where an index gives these files, and Debian's packages are not looked at."""
+
+    def fetch(_: object, __: object, into: Path, missing: list[Locked], ___: object) -> None:
+        assert missing
+        for name, content in fetched.items():
+            (into / name).write_bytes(content)
+
+    monkeypatch.setattr(build, "require_docker", lambda: None)
+    monkeypatch.setattr(wheels, "_fetch", fetch)
+    monkeypatch.setattr(wheels, "_fill_debs", lambda *_: None)
+    wheels.fill(catalog, Host.load(folder, {}), "cpu", folder, lambda _: None)
+
+
+@pytest.mark.parametrize("new", ["torch-1.0-cp311-cp311-manylinux_2_28_x86_64.whl", "torch-1.0-cp311-cp311-linux_x86_64.whl"])
+def test_a_damaged_wheel_goes_when_its_replacement_is_there(
+    catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, new: str
+) -> None:
+    """A wheel with another sum, which may be the user's own, stays while no index has the locked one."""
+    (folder / "debs/made-for.json").write_text("{}")
+    old = folder / "torch-1.0-cp311-cp311-manylinux_2_28_x86_64.whl"
+    old.write_bytes(b"another one")
+
+    with pytest.raises(NotAsLocked, match=r"still lacks torch 1.0"):
+        filled(monkeypatch, catalog, folder, {})
+    assert old.read_bytes() == b"another one"
+
+    filled(monkeypatch, catalog, folder, {new: GOOD})
+    assert [file.name for file in folder.glob("torch*")] == [new]
+    wheels.require(catalog, "cpu", folder)
+
+
+def test_another_ones_debs_stay(catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder `debs` that has not the mark of an earlier run is refused before anything is fetched; an empty one is fine."""
+    (folder / "torch-1.0-cp311-cp311-manylinux_2_28_x86_64.whl").unlink()
+
+    with pytest.raises(NotAsLocked, match=r"debs was not made by `engineroom wheels`.*\nName another place with --to"):
+        filled(monkeypatch, catalog, folder, {"never.whl": GOOD})
+    assert not (folder / "never.whl").exists()
+
+    for file in (folder / "debs").iterdir():
+        file.unlink()
+    filled(monkeypatch, catalog, folder, {"torch-1.0-cp311-cp311-linux_x86_64.whl": GOOD})
+
+
 def test_the_tools_are_part_of_every_image(catalog: Catalog) -> None:
     """What is asked of a folder is the image's lock and those of the tools; an index of a layer's own goes with its packages."""
     packages = {package.package: package for package in wheels.locked(catalog, "cpu")}
