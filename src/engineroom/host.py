@@ -90,8 +90,7 @@ class Host:
         """Write one setting into `.env`, so that plain `docker compose up` finds it too."""
         file = self.root / ".env"
         file.touch()
-        set_key(file, name, value, quote_mode="never")
-        file.chmod(0o644)
+        set_key(file, name, value, quote_mode="never")  # keeps the file's mode: it may hold a password
 
 
 def settings(root: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
