@@ -177,7 +177,7 @@ def ensure_base(host: Host, say: Say) -> Host:
     if not lost:
         host.remember("BASE_IMAGE", LOCAL_BASE)
         say(f".env now says BASE_IMAGE={LOCAL_BASE}")
-    return Host.load(host.root)
+    return replace(host, base_image=LOCAL_BASE)  # not loaded anew: profiles may have been switched on by options
 
 
 def require_docker() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from engineroom import cli
+from engineroom import build, cli
 from engineroom.catalog import Catalog
 from engineroom.errors import CannotRun
 from engineroom.host import Host
@@ -60,3 +62,14 @@ def test_a_profile_that_the_stack_has_not_is_refused() -> None:
 
     assert isinstance(result.exception, CannotRun)
     assert "r1-b200 has no metrics: its server has nothing to tell Prometheus. Leave --metrics out." in str(result.exception)
+
+
+def test_a_base_made_here_changes_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles that options switched on are in no file: they are still on when the base image has been made and remembered."""
+    monkeypatch.setattr(build, "have", lambda _: False)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, int("pull" in command), "", ""))
+
+    found = build.ensure_base(replace(Host.load(tmp_path, {}), profiles=frozenset({"gateway"})), lambda _: None)
+
+    assert (found.base_image, found.profiles) == (build.LOCAL_BASE, {"gateway"})
+    assert Host.load(tmp_path, {}).base_image == build.LOCAL_BASE
