@@ -165,7 +165,7 @@ def ensure_base(host: Host, say: Say) -> Host:
     Raises ServiceUnavailable when there is no way to any.
     """
     lost = host.base_image == LOCAL_BASE and not have(LOCAL_BASE)
-    if not lost and (host.base_image or have(resolve.BASE_IMAGE) or pull(resolve.BASE_IMAGE, say)):
+    if not lost and (host.base_image or have(resolve.BASE_IMAGE) or not pull_problem(resolve.BASE_IMAGE, say)):
         return host
     say("the published base image cannot be pulled here: making one from Debian's packages")
     result = subprocess.run([host.root / "scripts" / "debian-base"], capture_output=True, text=True, check=False)
@@ -189,14 +189,15 @@ def require_docker() -> None:
         raise ServiceUnavailable(f"No Docker engine answers: {_last(result.stderr)}\nType: scripts/docker-engine")
 
 
-def pull(image: str, say: Say) -> bool:
-    """Try to pull an image; False when that cannot be done here."""
-    say(f"pulling {image.split('@', maxsplit=1)[0]}")
+def pull_problem(image: str, say: Say) -> str:
+    """Try to pull an image. Returns why it did not come, and what to do if it must; nothing when it is here now."""
+    short = image.split("@", maxsplit=1)[0]
+    say(f"pulling {short}")
     try:
         result = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, text=True, timeout=PULL_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return False
-    return result.returncode == 0
+        return f"{short} did not come within {PULL_SECONDS // 60} minutes. Run the same again: layers that are here already stay."
+    return f"{short} cannot be pulled: {_last(result.stderr)}" if result.returncode else ""
 
 
 def have(image: str) -> bool:

@@ -264,8 +264,8 @@ def _base(release: Release, host: Host, say: Say) -> tuple[str, Host]:
         base = host.base_image or resolve.BASE_IMAGE
     else:
         base = host.vendor_image or release.base
-    if not build.have(base) and not build.pull(base, say):
-        raise ServiceUnavailable(f"The base image {base} cannot be pulled. Set VENDOR_IMAGE or BASE_IMAGE to one that can.")
+    if not build.have(base) and (problem := build.pull_problem(base, say)):
+        raise ServiceUnavailable(f"The base image {problem}\nVENDOR_IMAGE or BASE_IMAGE may name another.")
     return base, host
 
 
