@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_name, parse_wheel_filename
@@ -231,7 +232,7 @@ def _fill_debs(catalog: Catalog, host: Host, image: str, folder: Path, say: Say)
     release, debs = catalog.release_of(image), folder / "debs"
     base, host = _base(release, host, say)
     record = debs / "made-for.json"
-    made_for = json.loads(record.read_text()) if record.is_file() else {}
+    made_for = _made_for(record)
     wanted = {*resolve.apt_packages(release), *resolve.TOOLS_PACKAGES}
     wrong = _debs_wrong(debs)
     if not wrong and made_for.get("base") == build.image_id(base) and wanted <= set(made_for.get("packages", [])):
@@ -255,6 +256,15 @@ def _require_own(debs: Path) -> None:
     raise NotAsLocked(
         f"{debs} was not made by `engineroom wheels`, which would replace it.\nName another place with --to FOLDER, or move it away."
     )
+
+
+def _made_for(record: Path) -> dict[str, Any]:
+    """For which base and packages Debian's were fetched; nothing when that cannot be read, and they are fetched anew."""
+    try:
+        found = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("packages"), list) else {}
 
 
 def _base(release: Release, host: Host, say: Say) -> tuple[str, Host]:
@@ -284,17 +294,20 @@ def _debs_wrong(debs: Path) -> list[str]:
     sums = debs / "SHA256SUMS"
     if not sums.is_file():
         return [f"{sums} is missing: the folder has no Debian packages"]
-    findings = []
-    for line in sums.read_text().splitlines():
+    findings, listed = [], set()
+    for line in sums.read_text(errors="replace").splitlines():
         wanted, _, name = line.partition("  ")
         file = debs / name
-        if not file.is_file():
+        listed.add(file)
+        if not name:
+            findings.append(f"{sums} is cut short: found {line!r}, wanted a sum and a name")
+        elif not file.is_file():
             findings.append(f"{file} is missing")
-            continue
-        found = _sum(file)
-        if found != wanted:
+        elif (found := _sum(file)) != wanted:
             findings.append(f"{file} is not the file that was fetched: found sha256 {found}, wanted {wanted}")
-    return findings
+    if not listed:
+        findings.append(f"{sums} is empty: the folder has no Debian packages that can be checked")
+    return findings + [f"{file} is not in {sums.name}" for file in sorted(debs.glob("*.deb")) if listed and file not in listed]
 
 
 def _names(packages: Sequence[Locked]) -> str:

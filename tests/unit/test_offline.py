@@ -87,6 +87,44 @@ def test_what_is_missing_is_named(catalog: Catalog, folder: Path) -> None:
         wheels.require(catalog, "cpu", folder / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (0, r"SHA256SUMS is empty: the folder has no Debian packages that can be checked"),
+        (30, r"SHA256SUMS is cut short: found '[0-9a-f]{30}', wanted a sum and a name"),
+        (75, r"b.deb is not in SHA256SUMS"),
+    ],
+)
+def test_a_list_of_sums_that_is_not_whole(catalog: Catalog, folder: Path, keep: int, message: str) -> None:
+    """What the list does not name was not checked: a part of it does not pass for the whole."""
+    sums = folder / "debs/SHA256SUMS"
+    (folder / "debs/b.deb").write_bytes(GOOD)
+    sums.write_text(sums.read_text() + sums.read_text().replace("tini", "b"))
+    wheels.require(catalog, "cpu", folder)
+
+    sums.write_text(sums.read_text()[:keep])
+    with pytest.raises(NotAsLocked, match=message):
+        wheels.require(catalog, "cpu", folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"base": "x", "packages": 5}', "\xff"])
+def test_a_record_of_debs_that_cannot_be_read(catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Half a record is like none: the packages are fetched anew."""
+    (folder / "debs/made-for.json").write_bytes(text.encode("latin-1"))
+
+    def fetch(_: object, __: object, packages: list[str], work: Path, ___: object) -> None:
+        (work / "out/debs").mkdir(parents=True)
+        (work / "out/debs/new.deb").write_text(packages[0])
+
+    monkeypatch.setattr(wheels, "_base", lambda _, host, __: ("base", host))
+    monkeypatch.setattr(wheels, "_fetch_debs", fetch)
+    monkeypatch.setattr(build, "image_id", lambda _: "x")
+    wheels._fill_debs(catalog, Host.load(folder, {}), "cpu", folder, lambda _: None)
+
+    assert (folder / "debs/new.deb").is_file()
+    assert json.loads((folder / "debs/made-for.json").read_text())["base"] == "x"
+
+
 def filled(monkeypatch: pytest.MonkeyPatch, catalog: Catalog, folder: Path, fetched: dict[str, bytes]) -> None:
     """`engineroom wheels` where an index gives these files, and Debian's packages are not looked at."""
 
