@@ -12,12 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import docker
 from docker.errors import ImageNotFound
 
 from engineroom import resolve, vex
 from engineroom.audit import ELF, SECRETS, device_code_findings
-from engineroom.build import require_docker
+from engineroom.build import client, require_docker
 from engineroom.catalog import Catalog
 from engineroom.device_code import Data, opened, survey
 from engineroom.errors import AuditFailed, EngineRoomError, UnknownName
@@ -78,7 +77,7 @@ def audit_image(catalog: Catalog, name: str) -> dict[str, Any]:
 def _outside(image: str) -> Iterator[str]:
     """The user, secrets in what `docker inspect` and `docker history` show, and layers too large for registries."""
     try:
-        details = docker.from_env().images.get(image)
+        details = client().images.get(image)
     except ImageNotFound:
         return
     user = details.attrs["Config"]["User"]

@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engineroom import disk, resolve
 from engineroom.catalog import Catalog
 from engineroom.errors import AuditFailed, BuildFailed, EngineRoomError, ServiceUnavailable
 from engineroom.host import Host, existing
 from engineroom.rows import Layer, Release
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 LOCAL_BASE = "engineroom-base:bookworm"
 PULL_SECONDS = 600
@@ -187,6 +190,23 @@ def require_docker() -> None:
     result = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False)
     if result.returncode:
         raise ServiceUnavailable(f"No Docker engine answers: {_last(result.stderr)}\nType: scripts/docker-engine")
+
+
+def client(**options: Any) -> DockerClient:
+    """The engine through Docker's Python library. Raises ServiceUnavailable where that reaches none, though the program `docker` may."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        return docker.from_env(use_ssh_client=True, **options)
+    except DockerException as error:
+        mend = "Correct DOCKER_HOST, or the context that `docker context show` names."
+        if "ssh" in str(error):
+            mend = (
+                "Over ssh, forward the engine's socket, and type:\n"
+                "ssh -fNL /tmp/engine.sock:/var/run/docker.sock USER@HOST && export DOCKER_HOST=unix:///tmp/engine.sock"
+            )
+        raise ServiceUnavailable(f"The engine cannot be reached by Docker's Python library: {error}\n{mend}") from None
 
 
 def pull_problem(image: str, say: Say) -> str:

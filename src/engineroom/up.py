@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
 
@@ -204,7 +203,7 @@ API     curl -sN --noproxy localhost http://localhost:{port}/v1/chat/completions
     def _container(self, service: str) -> Container | None:
         result = self._compose("ps", "--all", "--quiet", service, quiet=True)
         try:
-            return docker.from_env().containers.get(result.split()[0]) if result.split() else None
+            return build.client().containers.get(result.split()[0]) if result.split() else None
         except NotFound:
             return None
 
