@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,8 +110,8 @@ def _binaries(path: Path) -> Iterator[tuple[str, Data]]:
                 for name in wheel.namelist():
                     if name.endswith((".so", ".cubin", ".fatbin")) or ".so." in name:
                         yield name, wheel.read(name)
-        except zipfile.BadZipFile:
-            raise EngineRoomError(f"{path} is no wheel: it is not a zip file.") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, or packed in another way
+            raise EngineRoomError(f"{path} is no wheel, or is damaged: {error}. Fetch it again.") from None
         return
     for file in sorted(file for file in path.rglob("*") if file.is_file() and not file.is_symlink() and file.stat().st_size):
         with opened(file) as data:

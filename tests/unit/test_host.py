@@ -41,6 +41,8 @@ def test_remembered_settings_are_read_again(tmp_path: Path) -> None:
     [
         ({"API_PORT": "http"}, "API_PORT is 'http', which is no port"),
         ({"API_PORT": "70000"}, "API_PORT is '70000'"),
+        ({"API_PORT": "²"}, "API_PORT is '²', which is no port"),
+        ({"API_PORT": "9" * 5000}, "which is no port"),
         ({"BUILD_CA": "/no/such/file"}, "BUILD_CA names /no/such/file"),
         ({"WHEELS": "/no/such/folder"}, "WHEELS names /no/such/folder"),
     ],
