@@ -234,7 +234,7 @@ def logs(stack: str, follow: bool, tail: int | None) -> None:
 def smoke(stack: str, url: str | None, model: str, as_json: bool, **files: Path | None) -> None:
     """Ask STACK (default: demo-cpu), or the API at --url, one question: model listed, first token, speed, thought apart from the answer."""
     from engineroom import smoke as testing
-    from engineroom.api import Api
+    from engineroom.api import Api, key_of
     from engineroom.rows import Stack
     from engineroom.stacks import api_name
 
@@ -245,8 +245,7 @@ def smoke(stack: str, url: str | None, model: str, as_json: bool, **files: Path 
     own = api_name(rows, row) if isinstance(row, Stack) else ""  # of another's service, what its router lists is asked
     thinks = isinstance(row, Stack) and bool(rows.models[row.model].reasoning)
     api = Api(url.rstrip("/")) if url else testing.of_stack(rows, host(), stack)
-    key = files["key_file"].read_text().split("\n", 1)[0].strip() if files["key_file"] else ""
-    api = api._replace(key=key, ca=files["ca"])
+    api = api._replace(key=key_of(files["key_file"]), ca=files["ca"])
     found = testing.ask(api, model or own, thinks=thinks)
     click.echo(json.dumps(testing.as_json(found), indent=1) if as_json else testing.text(api, found))
 
