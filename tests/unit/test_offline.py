@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engineroom import build, disk, resolve, transfer, wheels
+from engineroom import build, disk, lock, resolve, transfer, wheels
 from engineroom.catalog import Catalog
-from engineroom.errors import BuildFailed, CatalogError, NoSpace, NotAsLocked, ServiceUnavailable
+from engineroom.errors import BuildFailed, CatalogError, EngineRoomError, NoSpace, NotAsLocked, ServiceUnavailable
 from engineroom.host import Host
 from engineroom.wheels import Locked
 
@@ -40,10 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_every_locked_file_has_a_sum_and_no_host(lock: Path) -> None:
+@pytest.mark.parametrize("file", LOCKS, ids=lambda file: file.name)
+def test_every_locked_file_has_a_sum_and_no_host(file: Path) -> None:
     """Each package of each lock is pinned, has sha256 sums and nothing else, and names no place to fetch it from."""
-    packages = list(resolve.locked(lock.read_text()))
+    packages = list(resolve.locked(file.read_text()))
 
     assert packages
     for package, lines in packages:
@@ -51,6 +51,15 @@ def test_every_locked_file_has_a_sum_and_no_host(lock: Path) -> None:
         assert re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==[^\s;@/]+( ; [^:@/]+)?", first), (package, first)
         assert sums, f"{package} has no sum"
         assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}", line) for line in sums), package
+
+
+@pytest.mark.parametrize(
+    ("image", "made_of"), [("gateway", "made of Debian packages"), ("b200-fp4", "built on the vendor's image nvcr.io/")]
+)
+def test_an_image_without_a_lock(catalog: Catalog, image: str, made_of: str) -> None:
+    """What it is made of instead is said."""
+    with pytest.raises(EngineRoomError, match=f"{image} is {made_of}.*: there is nothing to lock"):
+        lock.write_lock(catalog, image)
 
 
 def test_a_whole_folder_is_accepted(catalog: Catalog, folder: Path) -> None:
