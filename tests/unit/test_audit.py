@@ -14,7 +14,7 @@ from engineroom import auditing, resolve, shared_objects
 from engineroom.audit import audit
 from engineroom.catalog import Catalog
 from engineroom.device_code import opened
-from engineroom.errors import EngineRoomError
+from engineroom.errors import BadRequest, EngineRoomError
 from engineroom.shared_objects import SharedObject
 
 DATA = Path(__file__).parents[1] / "data"
@@ -195,3 +195,14 @@ def test_a_damaged_wheel_is_named(catalog: Catalog, tmp_path: Path, flipped: int
 
     with pytest.raises(EngineRoomError, match=r"x-1.0-py3-none-any.whl is no wheel, or is damaged: .*\. Fetch it again"):
         auditing.audit(catalog, str(wheel), "v100")
+
+
+def test_an_image_that_cannot_be_audited(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not built here is looked for nowhere else; --gpu is not for images, whose name is right all the same."""
+    monkeypatch.setattr(auditing, "require_docker", lambda: None)
+    monkeypatch.setattr(auditing, "have", lambda _: False)
+
+    with pytest.raises(EngineRoomError, match=r"engineroom:cpu-\S+ is not built here. Type: make image TARGET=cpu"):
+        auditing.audit(catalog, "cpu", None)
+    with pytest.raises(BadRequest, match="--gpu is for wheels and folders; cpu is an image.*Leave --gpu out"):
+        auditing.audit(catalog, "cpu", "v100")
