@@ -83,7 +83,8 @@ class Bringup:
             if problem := build.pull_problem(name, self.say):
                 if not build.have(name):
                     raise ServiceUnavailable(f"{problem}\nENGINEROOM_REGISTRY may name another registry; unset, the image is built here.")
-                self.say(f"{problem} Going on with {name} as it is.")
+                self.say(problem)
+                self.say(f"going on with {name} as it is")
             return
         self._build(image)
 
