@@ -166,6 +166,8 @@ def fill(catalog: Catalog, host: Host, image: str, folder: Path, say: Say) -> No
     build.require_docker()
     folder.mkdir(parents=True, exist_ok=True)
     packages = locked(catalog, image)
+    if host.wheels and host.wheels.samefile(folder):  # pip must not take what is damaged for the replacement
+        host = replace(host, wheels=None)
     state = look(folder, packages)
     for damaged in state.damaged:
         say(f"{damaged}; fetching it anew")

@@ -135,17 +135,17 @@ def test_a_record_of_debs_that_cannot_be_read(catalog: Catalog, folder: Path, mo
 
 
 def filled(monkeypatch: pytest.MonkeyPatch, catalog: Catalog, folder: Path, fetched: dict[str, bytes]) -> None:
-    """`engineroom wheels` where an index gives these files, and Debian's packages are not looked at."""
+    """`engineroom wheels` where an index gives these files, the folder is WHEELS as well, and Debian's packages are not looked at."""
 
-    def fetch(_: object, __: object, into: Path, missing: list[Locked], ___: object) -> None:
-        assert missing
+    def fetch(_: object, host: Host, into: Path, missing: list[Locked], __: object) -> None:
+        assert (host.wheels, bool(missing)) == (None, True)
         for name, content in fetched.items():
             (into / name).write_bytes(content)
 
     monkeypatch.setattr(build, "require_docker", lambda: None)
     monkeypatch.setattr(wheels, "_fetch", fetch)
     monkeypatch.setattr(wheels, "_fill_debs", lambda *_: None)
-    wheels.fill(catalog, Host.load(folder, {}), "cpu", folder, lambda _: None)
+    wheels.fill(catalog, Host.load(folder, {"WHEELS": str(folder)}), "cpu", folder, lambda _: None)
 
 
 @pytest.mark.parametrize("new", ["torch-1.0-cp311-cp311-manylinux_2_28_x86_64.whl", "torch-1.0-cp311-cp311-linux_x86_64.whl"])
