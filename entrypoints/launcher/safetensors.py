@@ -97,9 +97,13 @@ def header(path: str) -> list[Tensor]:
     """What a file holds. Raises Refused that names the file and what is wrong with it."""
     try:
         found = json.loads(checked_header(path))
-        return [Tensor(name, tuple(one["shape"]), one["dtype"]) for name, one in found.items() if name != "__metadata__"]
+        tensors = [Tensor(name, tuple(one["shape"]), one["dtype"]) for name, one in found.items() if name != "__metadata__"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise Refused(f"{path} is damaged: its header cannot be read.\n{AGAIN}") from None
+    for tensor in tensors:
+        if type(tensor.dtype) is not str or any(type(size) is not int or size < 0 for size in tensor.shape):
+            raise Refused(f"{path} is damaged: its header gives {tensor.name!r} no shape of numbers, or no dtype.\n{AGAIN}")
+    return tensors
 
 
 def in_folder(folder: str) -> list[Tensor]:

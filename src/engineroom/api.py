@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from engineroom.errors import EngineRoomError, ServiceUnavailable
+from engineroom.errors import BadRequest, EngineRoomError, ServiceUnavailable
 
 SILENCE = 120.0  # seconds that an answer may take to begin or to go on
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -28,6 +28,14 @@ class Api(NamedTuple):
     def local(self) -> bool:
         """Whether it is on this machine, where no proxy leads."""
         return urlsplit(self.url).hostname in LOCAL
+
+
+def key_of(file: Path | None) -> str:
+    """The key in the first line of a file; empty without one. Raises BadRequest for what cannot stand in a request."""
+    key = file.read_bytes().split(b"\n", 1)[0].strip().decode("ascii", "replace") if file else ""
+    if not (key.isascii() and key.isprintable()):
+        raise BadRequest(f"{file} holds no key in its first line: wanted are printable ASCII characters alone. Write it anew.")
+    return key
 
 
 def model(api: Api, name: str = "") -> dict[str, Any]:

@@ -7,20 +7,20 @@ import re
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import docker
 from docker.errors import ImageNotFound
 
 from engineroom import resolve, vex
 from engineroom.audit import ELF, SECRETS, device_code_findings
-from engineroom.build import require_docker
+from engineroom.build import client, have, require_docker
 from engineroom.catalog import Catalog
 from engineroom.device_code import Data, opened, survey
-from engineroom.errors import AuditFailed, EngineRoomError, UnknownName
+from engineroom.errors import AuditFailed, BadRequest, EngineRoomError, UnknownName
 from engineroom.images import MOST_LAYER_BYTES, layer_sizes
 from engineroom.rows import Gpu
 
@@ -35,6 +35,8 @@ def audit(catalog: Catalog, target: str, gpu: str | None) -> dict[str, Any]:
     path = Path(target)
     if target in catalog.images and gpu is None:
         return audit_image(catalog, target)
+    if target in catalog.images and not path.is_dir():
+        raise BadRequest(f"--gpu is for wheels and folders; {target} is an image, and the catalog says for which GPUs. Leave --gpu out.")
     if not (path.is_dir() or path.suffix == ".whl"):
         raise UnknownName("image, wheel or folder", target, catalog.images)
     if not path.exists():
@@ -48,9 +50,14 @@ def audit(catalog: Catalog, target: str, gpu: str | None) -> dict[str, Any]:
 
 
 def audit_image(catalog: Catalog, name: str) -> dict[str, Any]:
-    """Run the audit of the build once more, in the image as it is, and look at what only Docker shows of it."""
+    """Run the audit of the build once more, in the image as it is, and look at what only Docker shows of it.
+
+    Raises EngineRoomError for one that is not built here: Docker itself would ask Docker Hub for its name.
+    """
     require_docker()
     image = resolve.tag(name, catalog.release_of(name))
+    if not have(image):
+        raise EngineRoomError(f"{image} is not built here. Type: make image TARGET={name}")
     source = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(folder, "audit-rules.json")
@@ -58,14 +65,13 @@ def audit_image(catalog: Catalog, name: str) -> dict[str, Any]:
         Path(folder).chmod(0o755)
         mounts = [f"{source / file}:/run/engineroom/{file}:ro" for file in PROGRAM] + [f"{rules}:/run/audit-rules.json:ro"]
         result = subprocess.run(
-            ["docker", "run", "--rm", "--network=none", "--user=0", "--read-only", "--entrypoint=/usr/bin/env"]
+            ["docker", "run", "--rm", "--pull=never", "--network=none", "--user=0", "--read-only", "--entrypoint=/usr/bin/env"]
             + [part for mount in mounts for part in ("--volume", mount)]
             + [image, "-i", "PYTHONPATH=/run", "/usr/bin/python3", "-m", "engineroom.audit", "/run/audit-rules.json", "/dev/stdout"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     if not result.stdout.startswith("{"):
-        missing = f"Type: make image TARGET={name}" if "No such image" in result.stderr or "pull access" in result.stderr else ""
-        raise EngineRoomError(f"{image} could not be audited: {result.stderr.strip()}\n{missing}".strip())
+        raise EngineRoomError(f"{image} could not be audited: {result.stderr.strip()}")
     found: dict[str, Any]
     found, _ = json.JSONDecoder().raw_decode(result.stdout)
     found["findings"] += list(_outside(image))
@@ -78,7 +84,7 @@ def audit_image(catalog: Catalog, name: str) -> dict[str, Any]:
 def _outside(image: str) -> Iterator[str]:
     """The user, secrets in what `docker inspect` and `docker history` show, and layers too large for registries."""
     try:
-        details = docker.from_env().images.get(image)
+        details = client().images.get(image)
     except ImageNotFound:
         return
     user = details.attrs["Config"]["User"]
@@ -110,8 +116,8 @@ def _binaries(path: Path) -> Iterator[tuple[str, Data]]:
                 for name in wheel.namelist():
                     if name.endswith((".so", ".cubin", ".fatbin")) or ".so." in name:
                         yield name, wheel.read(name)
-        except zipfile.BadZipFile:
-            raise EngineRoomError(f"{path} is no wheel: it is not a zip file.") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, or packed in another way
+            raise EngineRoomError(f"{path} is no wheel, or is damaged: {error}. Fetch it again.") from None
         return
     for file in sorted(file for file in path.rglob("*") if file.is_file() and not file.is_symlink() and file.stat().st_size):
         with opened(file) as data:

@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engineroom import disk, resolve
 from engineroom.catalog import Catalog
 from engineroom.errors import AuditFailed, BuildFailed, EngineRoomError, ServiceUnavailable
 from engineroom.host import Host, existing
 from engineroom.rows import Layer, Release
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 LOCAL_BASE = "engineroom-base:bookworm"
 PULL_SECONDS = 600
@@ -165,7 +168,7 @@ def ensure_base(host: Host, say: Say) -> Host:
     Raises ServiceUnavailable when there is no way to any.
     """
     lost = host.base_image == LOCAL_BASE and not have(LOCAL_BASE)
-    if not lost and (host.base_image or have(resolve.BASE_IMAGE) or pull(resolve.BASE_IMAGE, say)):
+    if not lost and (host.base_image or have(resolve.BASE_IMAGE) or not pull_problem(resolve.BASE_IMAGE, say)):
         return host
     say("the published base image cannot be pulled here: making one from Debian's packages")
     result = subprocess.run([host.root / "scripts" / "debian-base"], capture_output=True, text=True, check=False)
@@ -177,7 +180,7 @@ def ensure_base(host: Host, say: Say) -> Host:
     if not lost:
         host.remember("BASE_IMAGE", LOCAL_BASE)
         say(f".env now says BASE_IMAGE={LOCAL_BASE}")
-    return Host.load(host.root)
+    return replace(host, base_image=LOCAL_BASE)  # not loaded anew: profiles may have been switched on by options
 
 
 def require_docker() -> None:
@@ -189,14 +192,32 @@ def require_docker() -> None:
         raise ServiceUnavailable(f"No Docker engine answers: {_last(result.stderr)}\nType: scripts/docker-engine")
 
 
-def pull(image: str, say: Say) -> bool:
-    """Try to pull an image; False when that cannot be done here."""
-    say(f"pulling {image.split('@', maxsplit=1)[0]}")
+def client(**options: Any) -> DockerClient:
+    """The engine through Docker's Python library. Raises ServiceUnavailable where that reaches none, though the program `docker` may."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        return docker.from_env(use_ssh_client=True, **options)
+    except DockerException as error:
+        mend = "Correct DOCKER_HOST, or the context that `docker context show` names."
+        if "ssh" in str(error):
+            mend = (
+                "Over ssh, forward the engine's socket, and type:\n"
+                "ssh -fNL /tmp/engine.sock:/var/run/docker.sock USER@HOST && export DOCKER_HOST=unix:///tmp/engine.sock"
+            )
+        raise ServiceUnavailable(f"The engine cannot be reached by Docker's Python library: {error}\n{mend}") from None
+
+
+def pull_problem(image: str, say: Say) -> str:
+    """Try to pull an image. Returns why it did not come, and what to do if it must; nothing when it is here now."""
+    short = image.split("@", maxsplit=1)[0]
+    say(f"pulling {short}")
     try:
         result = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, text=True, timeout=PULL_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return False
-    return result.returncode == 0
+        return f"{short} did not come within {PULL_SECONDS // 60} minutes. Run the same again: layers that are here already stay."
+    return f"{short} cannot be pulled: {_last(result.stderr)}" if result.returncode else ""
 
 
 def have(image: str) -> bool:

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -84,12 +85,7 @@ def write(catalog: Catalog, host: Host, stack: str, file: Path) -> list[str]:
         parts[f"{name}.state.json"] = partial(_state, container)
         parts[f"{name}.log"] = partial(running.log_text, container, LOG_LINES)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target,
-        tarfile.open(fileobj=target, mode="w:gz") as archive,
-    ):
-        for name, part in parts.items():
-            _add(archive, f"{file.name.removesuffix('.tar.gz')}/{name}", redactor.clean(_text(part)))
+    _pack(file, parts, redactor)
     return list(parts)
 
 
@@ -154,6 +150,18 @@ def _text(part: Callable[[], Any]) -> str:
     except (EngineRoomError, OSError, ValueError, subprocess.SubprocessError) as error:
         made = f"{type(error).__name__}: {error}"
     return made if isinstance(made, str) else json.dumps(made, indent=1, default=str)
+
+
+def _pack(file: Path, parts: Mapping[str, Callable[[], Any]], redactor: Redactor) -> None:
+    """Write the parts into a new file, which replaces one of that name when it is whole."""
+    descriptor, part_file = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")  # its owner's alone
+    try:
+        with os.fdopen(descriptor, "wb") as target, tarfile.open(fileobj=target, mode="w:gz") as archive:
+            for name, part in parts.items():
+                _add(archive, f"{file.name.removesuffix('.tar.gz')}/{name}", redactor.clean(_text(part)))
+        Path(part_file).replace(file)
+    finally:
+        Path(part_file).unlink(missing_ok=True)
 
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:

@@ -165,7 +165,7 @@ def _read(root: Path, table: type[TableT]) -> TableT:
         if table in OPTIONAL:
             return table.model_validate({})
         raise CatalogError(f"{where} is missing: run this inside a checkout of Engine Room.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # TOML is UTF-8
         raise CatalogError(f"{where} is no valid TOML: {error}.") from None
     for place, text in _texts(data):
         if not text.isprintable():

@@ -72,6 +72,8 @@ def _taken(address: str, port: int) -> int:
             probe.bind((address, port))
         except PermissionError:  # below 1024: Docker may, this user may not
             return 0 if probe.connect_ex(("::1" if probe.family == socket.AF_INET6 else "127.0.0.1", port)) else errno.EADDRINUSE
+        except (socket.gaierror, UnicodeError):  # a name that stands for no address, or cannot be one
+            return errno.EADDRNOTAVAIL
         except OSError as error:
             return error.errno or errno.EADDRNOTAVAIL
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,7 @@ class Host:
         """Write one setting into `.env`, so that plain `docker compose up` finds it too."""
         file = self.root / ".env"
         file.touch()
-        set_key(file, name, value, quote_mode="never")
-        file.chmod(0o644)
+        set_key(file, name, value, quote_mode="never")  # keeps the file's mode: it may hold a password
 
 
 def settings(root: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -138,6 +138,6 @@ def _secret(root: Path, name: str) -> Path | None:
 
 def _port(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name) or str(default)
-    if not text.isdigit() or not 0 < int(text) < 65536:  # noqa: PLR2004
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:  # noqa: PLR2004
         raise CatalogError(f"{name} is {text!r}, which is no port. Set it to a number from 1 to 65535.")
     return int(text)

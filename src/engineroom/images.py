@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import docker
 from docker.errors import ImageNotFound
 from rich.filesize import decimal
 
 from engineroom import resolve
-from engineroom.build import require_docker
+from engineroom.build import client, require_docker
 from engineroom.catalog import Catalog
 
 MOST_LAYER_BYTES = 2 * 2**30
@@ -26,7 +25,7 @@ class LayerSize(NamedTuple):
 
 def layer_sizes(name: str) -> list[LayerSize]:
     """The layers of a built image from the base up, without the empty ones. Raises ImageNotFound."""
-    history = docker.from_env().images.get(name).history()
+    history = client().images.get(name).history()
     return [LayerSize(_holds(step["CreatedBy"]), step["Size"]) for step in reversed(history) if step["Size"]]
 
 

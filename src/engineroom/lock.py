@@ -26,6 +26,8 @@ def write_lock(catalog: Catalog, image: str, *, upgrade: bool = False) -> Path:
     """
     release = catalog.release_of(image)
     target, index = resolve.lock_file(catalog, image), Host.load(catalog.root).index
+    if release.install == "debs":
+        raise EngineRoomError(f"{image} is made of Debian packages, which apt takes by Debian's signed lists: there is nothing to lock.")
     if release.install != "wheels":
         raise EngineRoomError(f"{image} is built on the vendor's image {release.base}: there is nothing to lock.")
     with tempfile.TemporaryDirectory() as folder:

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import docker
 import requests
+from docker import DockerClient
 from docker.errors import APIError, DockerException, NotFound
 
 from engineroom import build, disk, pushed, resolve, transfer
@@ -113,7 +113,7 @@ def diagnose(target: str, said: str) -> EngineRoomError:
 
 def _by_docker(image_id: str, target: str, say: build.Say) -> str:
     """Push as Docker does. Returns the manifest's digest."""
-    client, seen, digest = docker.from_env(timeout=STALL_SECONDS), set(), ""
+    client, seen, digest = build.client(timeout=STALL_SECONDS), set(), ""
     try:
         with _named(client, image_id, target):
             for event in client.api.push(target, stream=True, decode=True):
@@ -130,7 +130,7 @@ def _by_docker(image_id: str, target: str, say: build.Say) -> str:
 
 
 @contextlib.contextmanager
-def _named(client: docker.DockerClient, image_id: str, target: str) -> Iterator[None]:
+def _named(client: DockerClient, image_id: str, target: str) -> Iterator[None]:
     """An image's name in the registry, which Docker wants to push it, for as long as that takes; an old one of a user's comes back."""
     before = build.image_id(target)
     client.images.get(image_id).tag(target)
@@ -147,7 +147,7 @@ def _by_skopeo(root: Path, image_id: str, target: str, say: build.Say) -> str:
     """Push with zstd layers. Returns the manifest's digest, or nothing when the registry does not take such an image."""
     place = root / "build"
     place.mkdir(exist_ok=True)
-    size = int(docker.from_env().images.get(image_id).attrs["Size"])
+    size = int(build.client().images.get(image_id).attrs["Size"])
     disk.require_space(place, size, f"zstd layers are made from files: pushing {target}", "Leave --zstd out.")
     with tempfile.TemporaryDirectory(dir=place) as folder:
         with transfer.docker_save([image_id]) as source, tarfile.open(fileobj=source, mode="r|") as archive:
@@ -189,7 +189,7 @@ def _run(command: Sequence[str], say: build.Say) -> str:
 def _require_there(reference: str) -> None:
     """Ask the registry, through the engine, for what was pushed. Raises EngineRoomError when it has no such digest."""
     try:
-        docker.from_env().images.get_registry_data(reference)
+        build.client().images.get_registry_data(reference)
     except NotFound:
         raise EngineRoomError(f"The registry took {reference} and does not have it. Run the same again.") from None
     except (DockerException, requests.RequestException) as error:

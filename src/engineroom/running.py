@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-import docker
 from docker.errors import DockerException
 from docker.models.containers import Container
 
@@ -64,7 +63,7 @@ def containers(catalog: Catalog, host: Host, stack: str = "") -> dict[str, dict[
     found: dict[str, dict[str, Container]] = {}
     names = (*catalog.stacks, *catalog.upstream_stacks)
     labels = [f"com.docker.compose.project={host.project}", "com.docker.compose.oneoff=False"]
-    for container in docker.from_env().containers.list(all=True, filters={"label": labels}, ignore_removed=True):
+    for container in build.client().containers.list(all=True, filters={"label": labels}, ignore_removed=True):
         service = container.labels["com.docker.compose.service"]
         owner = max((name for name in names if service == name or service.startswith(f"{name}-")), key=len, default="")
         if owner and stack in ("", owner):

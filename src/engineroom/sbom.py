@@ -15,12 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import docker
 from docker.errors import ImageNotFound
 from dotenv import dotenv_values
 
 from engineroom import resolve
-from engineroom.build import require_docker
+from engineroom.build import client, require_docker
 from engineroom.catalog import Catalog
 from engineroom.errors import BuildFailed, EngineRoomError
 
@@ -45,7 +44,7 @@ def write(catalog: Catalog, image: str) -> Path:
     require_docker()
     name = resolve.tag(image, catalog.release_of(image))
     try:
-        details = docker.from_env().images.get(name).attrs
+        details = client().images.get(name).attrs
     except ImageNotFound:
         raise EngineRoomError(f"{name} is not built here. Type: make image TARGET={image}") from None
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
 
@@ -80,10 +79,12 @@ class Bringup:
         """An image of ours: from the registry that is set, else built here."""
         name = resolve.tag(image, self.catalog.release_of(image))
         if self.host.registry:
-            if not build.pull(self.host.registry + name, self.say):
-                raise ServiceUnavailable(
-                    f"{self.host.registry}{name} cannot be pulled. Correct ENGINEROOM_REGISTRY, or unset it to build here."
-                )
+            name = self.host.registry + name
+            if problem := build.pull_problem(name, self.say):
+                if not build.have(name):
+                    raise ServiceUnavailable(f"{problem}\nENGINEROOM_REGISTRY may name another registry; unset, the image is built here.")
+                self.say(problem)
+                self.say(f"going on with {name} as it is")
             return
         self._build(image)
 
@@ -92,7 +93,7 @@ class Bringup:
         release = self.catalog.release_of(resolve.PAGE_IMAGE)
         own = resolve.tag(resolve.PAGE_IMAGE, release)
         if self.host.webui_image not in ("", own) or (
-            not self.host.webui_image and (build.have(release.published) or build.pull(release.published, self.say))
+            not self.host.webui_image and (build.have(release.published) or not build.pull_problem(release.published, self.say))
         ):
             return
         self._build(resolve.PAGE_IMAGE)
@@ -203,7 +204,7 @@ API     curl -sN --noproxy localhost http://localhost:{port}/v1/chat/completions
     def _container(self, service: str) -> Container | None:
         result = self._compose("ps", "--all", "--quiet", service, quiet=True)
         try:
-            return docker.from_env().containers.get(result.split()[0]) if result.split() else None
+            return build.client().containers.get(result.split()[0]) if result.split() else None
         except NotFound:
             return None
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_name, parse_wheel_filename
@@ -66,7 +67,7 @@ class Damaged:
 
 @dataclass(frozen=True)
 class State:
-    """What a folder has not of the locked wheels: those that are missing, and those that are damaged."""
+    """What a folder has not of the locked wheels: those without a good file, and the files that are damaged."""
 
     missing: list[Locked]
     damaged: list[Damaged]
@@ -115,8 +116,7 @@ def look(folder: Path, packages: Sequence[Locked]) -> State:
             good.add(package)
         else:
             damaged.append(Damaged(file, package, found))
-    bad = {entry.package for entry in damaged}
-    return State([package for package in packages if package not in good | bad], damaged)
+    return State([package for package in packages if package not in good], damaged)
 
 
 def _wheels(folder: Path) -> Iterator[tuple[Path, NormalizedName, Version]]:
@@ -147,33 +147,39 @@ def require(catalog: Catalog, image: str, folder: Path) -> None:
     packages = locked(catalog, image)
     state = look(folder, packages)
     findings = [str(damaged) for damaged in state.damaged]
-    if state.missing:
-        findings.append(f"{folder} lacks {_names(state.missing)}, {len(state.missing)} of {len(packages)} wheels")
+    named = {damaged.package for damaged in state.damaged}
+    if absent := [package for package in state.missing if package not in named]:
+        findings.append(f"{folder} lacks {_names(absent)}, {len(absent)} of {len(packages)} wheels")
     findings += _debs_wrong(folder / "debs")
     if findings:
         raise NotAsLocked(f"{image} cannot be built without network:\n  " + "\n  ".join(findings) + f"\n{repair}")
 
 
 def fill(catalog: Catalog, host: Host, image: str, folder: Path, say: Say) -> None:
-    """Fetch what a folder lacks for an image, and fetch anew what is damaged.
+    """Fetch what a folder lacks for an image, and fetch anew what is damaged, which goes only when its replacement is there.
 
-    Raises ServiceUnavailable when an index or mirror has not what is needed, or there is no Docker for Debian's packages.
+    Raises ServiceUnavailable when an index or mirror has not what is needed, or there is no Docker for Debian's packages; NotAsLocked
+    when the place of these is taken by what somebody else put there.
     """
     catalog.image(image)
+    _require_own(folder / "debs")
     build.require_docker()
     folder.mkdir(parents=True, exist_ok=True)
     packages = locked(catalog, image)
+    if host.wheels and host.wheels.samefile(folder):  # pip must not take what is damaged for the replacement
+        host = replace(host, wheels=None)
     state = look(folder, packages)
     for damaged in state.damaged:
         say(f"{damaged}; fetching it anew")
-        damaged.file.unlink()
-    missing = look(folder, packages).missing if state.damaged else state.missing
-    say(f"{len(packages) - len(missing)} of {len(packages)} wheels are in {folder}")
-    _fetch(catalog.release_of(image), host, folder, missing, say)
-    still = look(folder, packages).missing if missing else []
-    if still:
+    say(f"{len(packages) - len(state.missing)} of {len(packages)} wheels are in {folder}")
+    _fetch(catalog.release_of(image), host, folder, state.missing, say)
+    state = look(folder, packages) if state.missing else state
+    for damaged in state.damaged:  # under another name than the good one's
+        if damaged.package not in state.missing:
+            damaged.file.unlink()
+    if state.missing:
         raise NotAsLocked(
-            f"{folder} still lacks {_names(still)}: no index gave the locked file.\nSet PIP_INDEX_URL or WHEELS to one that has it."
+            f"{folder} still lacks {_names(state.missing)}: no index gave the locked file.\nSet PIP_INDEX_URL or WHEELS to one that has it."
         )
     _fill_debs(catalog, host, image, folder, say)
 
@@ -198,7 +204,7 @@ def _fetch(release: Release, host: Host, folder: Path, missing: Sequence[Locked]
 
 def _download(host: Host, folder: Path, packages: Sequence[Locked], index: str) -> None:
     """Let pip fetch exact files: its indexes, folders and certificates are this machine's own configuration, with our settings over it."""
-    options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--dest", str(folder)]
+    options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     options += ["--python-version", ".".join(map(str, PYTHON)), *(f"--platform={platform}" for platform in PLATFORMS)]
     options += ["--find-links", str(host.wheels)] if host.wheels else []
     options += ["--extra-index-url", index] if index else []
@@ -206,10 +212,13 @@ def _download(host: Host, folder: Path, packages: Sequence[Locked], index: str) 
     env |= {"PIP_INDEX_URL": host.index} if host.index else {}
     env |= {"PIP_CERT": str(host.ca)} if host.ca else {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as work:
-        lock = Path(work, "lock.txt")
+        lock, fetched = Path(work, "lock.txt"), Path(work, "fetched")
+        fetched.mkdir()
         lock.write_text("".join(package.lines for package in packages))
-        command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "-r", str(lock)]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--dest", str(fetched), "-r", str(lock)]
         result = subprocess.run(command, capture_output=True, text=True, check=False, env={**env, "TMPDIR": work})
+        for file in fetched.iterdir():  # not fetched into the folder itself: pip first deletes what has the name and another sum
+            file.replace(folder / file.name)
     if result.returncode:
         said = [line for line in result.stderr.splitlines() if "is ignored: it is neither" not in line] or ["no reason given"]
         raise ServiceUnavailable(
@@ -225,7 +234,7 @@ def _fill_debs(catalog: Catalog, host: Host, image: str, folder: Path, say: Say)
     release, debs = catalog.release_of(image), folder / "debs"
     base, host = _base(release, host, say)
     record = debs / "made-for.json"
-    made_for = json.loads(record.read_text()) if record.is_file() else {}
+    made_for = _made_for(record)
     wanted = {*resolve.apt_packages(release), *resolve.TOOLS_PACKAGES}
     wrong = _debs_wrong(debs)
     if not wrong and made_for.get("base") == build.image_id(base) and wanted <= set(made_for.get("packages", [])):
@@ -242,6 +251,24 @@ def _fill_debs(catalog: Catalog, host: Host, image: str, folder: Path, say: Say)
         Path(work, "out", "debs").rename(debs)
 
 
+def _require_own(debs: Path) -> None:
+    """Debian's packages are replaced as a whole, so nothing may be in their place but what an earlier run put there."""
+    if (debs / "made-for.json").is_file() or not debs.exists() or (debs.is_dir() and not any(debs.iterdir())):
+        return
+    raise NotAsLocked(
+        f"{debs} was not made by `engineroom wheels`, which would replace it.\nName another place with --to FOLDER, or move it away."
+    )
+
+
+def _made_for(record: Path) -> dict[str, Any]:
+    """For which base and packages Debian's were fetched; nothing when that cannot be read, and they are fetched anew."""
+    try:
+        found = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("packages"), list) else {}
+
+
 def _base(release: Release, host: Host, say: Say) -> tuple[str, Host]:
     """The base image that a build would use, and the settings that name it."""
     if release.install != "vendor":
@@ -249,8 +276,8 @@ def _base(release: Release, host: Host, say: Say) -> tuple[str, Host]:
         base = host.base_image or resolve.BASE_IMAGE
     else:
         base = host.vendor_image or release.base
-    if not build.have(base) and not build.pull(base, say):
-        raise ServiceUnavailable(f"The base image {base} cannot be pulled. Set VENDOR_IMAGE or BASE_IMAGE to one that can.")
+    if not build.have(base) and (problem := build.pull_problem(base, say)):
+        raise ServiceUnavailable(f"The base image {problem}\nVENDOR_IMAGE or BASE_IMAGE may name another.")
     return base, host
 
 
@@ -269,17 +296,20 @@ def _debs_wrong(debs: Path) -> list[str]:
     sums = debs / "SHA256SUMS"
     if not sums.is_file():
         return [f"{sums} is missing: the folder has no Debian packages"]
-    findings = []
-    for line in sums.read_text().splitlines():
+    findings, listed = [], set()
+    for line in sums.read_text(errors="replace").splitlines():
         wanted, _, name = line.partition("  ")
         file = debs / name
-        if not file.is_file():
+        listed.add(file)
+        if not name:
+            findings.append(f"{sums} is cut short: found {line!r}, wanted a sum and a name")
+        elif not file.is_file():
             findings.append(f"{file} is missing")
-            continue
-        found = _sum(file)
-        if found != wanted:
+        elif (found := _sum(file)) != wanted:
             findings.append(f"{file} is not the file that was fetched: found sha256 {found}, wanted {wanted}")
-    return findings
+    if not listed:
+        findings.append(f"{sums} is empty: the folder has no Debian packages that can be checked")
+    return findings + [f"{file} is not in {sums.name}" for file in sorted(debs.glob("*.deb")) if listed and file not in listed]
 
 
 def _names(packages: Sequence[Locked]) -> str:

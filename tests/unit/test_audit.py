@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engineroom import resolve, shared_objects
+from engineroom import auditing, resolve, shared_objects
 from engineroom.audit import audit
 from engineroom.catalog import Catalog
 from engineroom.device_code import opened
+from engineroom.errors import BadRequest, EngineRoomError
 from engineroom.shared_objects import SharedObject
 
 DATA = Path(__file__).parents[1] / "data"
@@ -179,3 +181,28 @@ def test_library_cut_in_the_middle() -> None:
     whole = next(Path("/lib/x86_64-linux-gnu").glob("libm.so.6")).read_bytes()
 
     assert [shared_objects.read(whole[:size]) for size in range(64, 640, 61)] == [None] * 10
+
+
+@pytest.mark.parametrize("flipped", [0, 40, 60, 5000])
+def test_a_damaged_wheel_is_named(catalog: Catalog, tmp_path: Path, flipped: int) -> None:
+    """Wherever a wheel has other bytes than it had: in a name, in what is packed, or so that it is no zip file at all."""
+    wheel = tmp_path / "x-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.so", ELF + bytes(range(256)) * 100)
+    whole = wheel.read_bytes()
+    start, length = (flipped, 20) if flipped < len(whole) else (0, len(whole))
+    wheel.write_bytes(whole[:start] + bytes(byte ^ 0xFF for byte in whole[start : start + length]) + whole[start + length :])
+
+    with pytest.raises(EngineRoomError, match=r"x-1.0-py3-none-any.whl is no wheel, or is damaged: .*\. Fetch it again"):
+        auditing.audit(catalog, str(wheel), "v100")
+
+
+def test_an_image_that_cannot_be_audited(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not built here is looked for nowhere else; --gpu is not for images, whose name is right all the same."""
+    monkeypatch.setattr(auditing, "require_docker", lambda: None)
+    monkeypatch.setattr(auditing, "have", lambda _: False)
+
+    with pytest.raises(EngineRoomError, match=r"engineroom:cpu-\S+ is not built here. Type: make image TARGET=cpu"):
+        auditing.audit(catalog, "cpu", None)
+    with pytest.raises(BadRequest, match="--gpu is for wheels and folders; cpu is an image.*Leave --gpu out"):
+        auditing.audit(catalog, "cpu", "v100")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tarfile
+from pathlib import Path
+
 import pytest
 
 from engineroom import bundle
@@ -74,3 +77,22 @@ def test_settings_are_blanked_by_name() -> None:
     assert bundle.blanked([config]) == [
         {"environment": {**config["environment"], "OPENAI_API_KEY": bundle.BLANK, "HF_TOKEN": bundle.BLANK}}
     ]
+
+
+def test_an_old_bundle_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    """An interrupt leaves what was there; the new file is its owner's alone, whatever the old one was."""
+    file = tmp_path / "report.tar.gz"
+    file.write_text("old")
+    file.chmod(0o644)
+
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bundle._pack(file, {"a.txt": lambda: "a", "b.txt": interrupted}, bundle.Redactor([]))
+    assert ([path.name for path in tmp_path.iterdir()], file.read_text()) == (["report.tar.gz"], "old")
+
+    bundle._pack(file, {"a.txt": lambda: "a"}, bundle.Redactor([]))
+    assert ([path.name for path in tmp_path.iterdir()], file.stat().st_mode & 0o777) == (["report.tar.gz"], 0o600)
+    with tarfile.open(file) as archive:
+        assert archive.getnames() == ["report/a.txt"]

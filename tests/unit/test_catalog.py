@@ -99,6 +99,14 @@ def test_a_bad_row_is_named(copy: Path, file: str, old: str, new: str, message: 
         Catalog(copy)
 
 
+def test_a_file_in_another_encoding_is_named(copy: Path) -> None:
+    """TOML is UTF-8; an editor that writes Latin-1 is no reason for a traceback."""
+    (copy / "images/models.toml").write_bytes("# Größe\n".encode("latin-1"))
+
+    with pytest.raises(CatalogError, match="images/models.toml is no valid TOML: .*utf-8"):
+        Catalog(copy)
+
+
 def test_a_missing_file_is_named(copy: Path) -> None:
     """A catalog file that is not there is named."""
     (copy / "images/models.toml").unlink()

@@ -249,6 +249,29 @@ def test_fault_32_an_incomplete_folder(start: Start, tmp_path: Path, spoil: Call
     assert message in found.checks["model"]["text"]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": ["BF16"]},
+        {"dtype": 5},
+        {"dtype": None},
+        {"shape": ["x"]},
+        {"shape": "44"},
+        {"shape": [4.5]},
+        {"shape": [-4]},
+        {"shape": 4},
+    ],
+)
+def test_a_header_of_other_types(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """JSON that is whole and is no list of tensors is refused by the file's name, before anything computes with it."""
+    file = tmp_path / "model.safetensors"
+    text = json.dumps({"a": {"dtype": "BF16", "shape": [4, 4], "data_offsets": [0, 32], **wrong}}).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
+
+    with pytest.raises(Refused, match=r"model.safetensors is damaged: its header"):
+        safetensors.header(str(file))
+
+
 def test_many_missing_files_are_counted(start: Start, tmp_path: Path) -> None:
     """The first three are named, and the rest is a number."""
     folder = small_model(tmp_path / "m", shards=9)

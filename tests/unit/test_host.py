@@ -26,12 +26,14 @@ def test_environment_wins_over_dotenv(tmp_path: Path) -> None:
 
 
 def test_remembered_settings_are_read_again(tmp_path: Path) -> None:
-    """What a run writes into .env, the next one reads; other lines stay."""
+    """What a run writes into .env, the next one reads; other lines stay, and so does who may read it."""
     (tmp_path / ".env").write_text("# mine\nMODELS=/data\n")
+    (tmp_path / ".env").chmod(0o600)
     host(tmp_path).remember("WEBUI_IMAGE", "page:1")
 
     assert host(tmp_path).webui_image == "page:1"
     assert "# mine\nMODELS=/data\n" in (tmp_path / ".env").read_text()
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,8 @@ def test_remembered_settings_are_read_again(tmp_path: Path) -> None:
     [
         ({"API_PORT": "http"}, "API_PORT is 'http', which is no port"),
         ({"API_PORT": "70000"}, "API_PORT is '70000'"),
+        ({"API_PORT": "²"}, "API_PORT is '²', which is no port"),
+        ({"API_PORT": "9" * 5000}, "which is no port"),
         ({"BUILD_CA": "/no/such/file"}, "BUILD_CA names /no/such/file"),
         ({"WHEELS": "/no/such/folder"}, "WHEELS names /no/such/folder"),
     ],

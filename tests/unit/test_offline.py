@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engineroom import build, disk, resolve, transfer, wheels
+from engineroom import build, disk, lock, resolve, transfer, wheels
 from engineroom.catalog import Catalog
-from engineroom.errors import BuildFailed, CatalogError, NoSpace, NotAsLocked, ServiceUnavailable
+from engineroom.errors import BuildFailed, CatalogError, EngineRoomError, NoSpace, NotAsLocked, ServiceUnavailable
 from engineroom.host import Host
 from engineroom.wheels import Locked
 
@@ -40,10 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_every_locked_file_has_a_sum_and_no_host(lock: Path) -> None:
+@pytest.mark.parametrize("file", LOCKS, ids=lambda file: file.name)
+def test_every_locked_file_has_a_sum_and_no_host(file: Path) -> None:
     """Each package of each lock is pinned, has sha256 sums and nothing else, and names no place to fetch it from."""
-    packages = list(resolve.locked(lock.read_text()))
+    packages = list(resolve.locked(file.read_text()))
 
     assert packages
     for package, lines in packages:
@@ -51,6 +51,15 @@ def test_every_locked_file_has_a_sum_and_no_host(lock: Path) -> None:
         assert re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==[^\s;@/]+( ; [^:@/]+)?", first), (package, first)
         assert sums, f"{package} has no sum"
         assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}", line) for line in sums), package
+
+
+@pytest.mark.parametrize(
+    ("image", "made_of"), [("gateway", "made of Debian packages"), ("b200-fp4", "built on the vendor's image nvcr.io/")]
+)
+def test_an_image_without_a_lock(catalog: Catalog, image: str, made_of: str) -> None:
+    """What it is made of instead is said."""
+    with pytest.raises(EngineRoomError, match=f"{image} is {made_of}.*: there is nothing to lock"):
+        lock.write_lock(catalog, image)
 
 
 def test_a_whole_folder_is_accepted(catalog: Catalog, folder: Path) -> None:
@@ -85,6 +94,89 @@ def test_what_is_missing_is_named(catalog: Catalog, folder: Path) -> None:
         wheels.require(catalog, "cpu", folder)
     with pytest.raises(NotAsLocked, match=r"folder of its wheels; .*nowhere is not there.\nType: engineroom wheels cpu --to"):
         wheels.require(catalog, "cpu", folder / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (0, r"SHA256SUMS is empty: the folder has no Debian packages that can be checked"),
+        (30, r"SHA256SUMS is cut short: found '[0-9a-f]{30}', wanted a sum and a name"),
+        (75, r"b.deb is not in SHA256SUMS"),
+    ],
+)
+def test_a_list_of_sums_that_is_not_whole(catalog: Catalog, folder: Path, keep: int, message: str) -> None:
+    """What the list does not name was not checked: a part of it does not pass for the whole."""
+    sums = folder / "debs/SHA256SUMS"
+    (folder / "debs/b.deb").write_bytes(GOOD)
+    sums.write_text(sums.read_text() + sums.read_text().replace("tini", "b"))
+    wheels.require(catalog, "cpu", folder)
+
+    sums.write_text(sums.read_text()[:keep])
+    with pytest.raises(NotAsLocked, match=message):
+        wheels.require(catalog, "cpu", folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"base": "x", "packages": 5}', "\xff"])
+def test_a_record_of_debs_that_cannot_be_read(catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Half a record is like none: the packages are fetched anew."""
+    (folder / "debs/made-for.json").write_bytes(text.encode("latin-1"))
+
+    def fetch(_: object, __: object, packages: list[str], work: Path, ___: object) -> None:
+        (work / "out/debs").mkdir(parents=True)
+        (work / "out/debs/new.deb").write_text(packages[0])
+
+    monkeypatch.setattr(wheels, "_base", lambda _, host, __: ("base", host))
+    monkeypatch.setattr(wheels, "_fetch_debs", fetch)
+    monkeypatch.setattr(build, "image_id", lambda _: "x")
+    wheels._fill_debs(catalog, Host.load(folder, {}), "cpu", folder, lambda _: None)
+
+    assert (folder / "debs/new.deb").is_file()
+    assert json.loads((folder / "debs/made-for.json").read_text())["base"] == "x"
+
+
+def filled(monkeypatch: pytest.MonkeyPatch, catalog: Catalog, folder: Path, fetched: dict[str, bytes]) -> None:
+    """`engineroom wheels` where an index gives these files, the folder is WHEELS as well, and Debian's packages are not looked at."""
+
+    def fetch(_: object, host: Host, into: Path, missing: list[Locked], __: object) -> None:
+        assert (host.wheels, bool(missing)) == (None, True)
+        for name, content in fetched.items():
+            (into / name).write_bytes(content)
+
+    monkeypatch.setattr(build, "require_docker", lambda: None)
+    monkeypatch.setattr(wheels, "_fetch", fetch)
+    monkeypatch.setattr(wheels, "_fill_debs", lambda *_: None)
+    wheels.fill(catalog, Host.load(folder, {"WHEELS": str(folder)}), "cpu", folder, lambda _: None)
+
+
+@pytest.mark.parametrize("new", ["torch-1.0-cp311-cp311-manylinux_2_28_x86_64.whl", "torch-1.0-cp311-cp311-linux_x86_64.whl"])
+def test_a_damaged_wheel_goes_when_its_replacement_is_there(
+    catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, new: str
+) -> None:
+    """A wheel with another sum, which may be the user's own, stays while no index has the locked one."""
+    (folder / "debs/made-for.json").write_text("{}")
+    old = folder / "torch-1.0-cp311-cp311-manylinux_2_28_x86_64.whl"
+    old.write_bytes(b"another one")
+
+    with pytest.raises(NotAsLocked, match=r"still lacks torch 1.0"):
+        filled(monkeypatch, catalog, folder, {})
+    assert old.read_bytes() == b"another one"
+
+    filled(monkeypatch, catalog, folder, {new: GOOD})
+    assert [file.name for file in folder.glob("torch*")] == [new]
+    wheels.require(catalog, "cpu", folder)
+
+
+def test_another_ones_debs_stay(catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder `debs` that has not the mark of an earlier run is refused before anything is fetched; an empty one is fine."""
+    (folder / "torch-1.0-cp311-cp311-manylinux_2_28_x86_64.whl").unlink()
+
+    with pytest.raises(NotAsLocked, match=r"debs was not made by `engineroom wheels`.*\nName another place with --to"):
+        filled(monkeypatch, catalog, folder, {"never.whl": GOOD})
+    assert not (folder / "never.whl").exists()
+
+    for file in (folder / "debs").iterdir():
+        file.unlink()
+    filled(monkeypatch, catalog, folder, {"torch-1.0-cp311-cp311-linux_x86_64.whl": GOOD})
 
 
 def test_the_tools_are_part_of_every_image(catalog: Catalog) -> None:

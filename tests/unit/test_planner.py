@@ -164,6 +164,8 @@ def test_json_has_what_the_text_says() -> None:
         (["r1-7b-v100", "--gpu", "v100"], 2, "Name a stack alone"),
         (["r1-7b-v100", "--context", "9"], 2, "Name a stack alone"),
         (["--model", "r1-7b", "--gpu", "a100", "--context", "0"], 2, "--context"),
+        (["r1-7b-v100", "--nodes", "4"], 2, "--nodes goes with --gpu"),
+        (["--model", "v3", "--nodes", "4"], 2, "--nodes goes with --gpu"),
         (["r1-7b-v100"], 0, "fits: 8,192 tokens of context"),
     ],
 )

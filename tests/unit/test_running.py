@@ -10,8 +10,9 @@ import pytest
 from demo import ROOT
 from docker.errors import NotFound
 
-from engineroom import checks, running, status
+from engineroom import build, checks, running, status
 from engineroom.catalog import Catalog
+from engineroom.errors import ServiceUnavailable
 from engineroom.host import Host
 from launcher import probe
 
@@ -66,6 +67,19 @@ def test_how_it_ended(state: str, restarts: int, said: str) -> None:
     """A container that is paused has not ended."""
     assert running.last_exit(box(state, restarts), []) == said
     assert running.condition(box(state, restarts), []).word == state
+
+
+@pytest.mark.parametrize(
+    ("address", "mend"),
+    [("ssh://me@gpu.example", "export DOCKER_HOST=unix:///tmp/engine.sock"), ("unix:///nowhere.sock", "Correct DOCKER_HOST")],
+)
+def test_an_engine_that_the_library_cannot_reach(monkeypatch: pytest.MonkeyPatch, address: str, mend: str) -> None:
+    """Where the program `docker` is content, the commands that use the library say what to type."""
+    monkeypatch.setattr(build, "require_docker", lambda: None)
+    monkeypatch.setenv("DOCKER_HOST", address)
+
+    with pytest.raises(ServiceUnavailable, match=mend):
+        running.containers(Catalog(ROOT), Host.load(ROOT, {}))
 
 
 def test_a_container_that_goes_away_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

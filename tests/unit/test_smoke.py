@@ -7,14 +7,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import NoReturn
 
 import pytest
+from click.testing import CliRunner
 
 from engineroom import smoke
-from engineroom.api import Api
-from engineroom.errors import EngineRoomError, ServiceUnavailable
+from engineroom.api import Api, key_of
+from engineroom.cli import cli
+from engineroom.errors import BadRequest, EngineRoomError, ServiceUnavailable
 
 MODELS = json.dumps({"data": [{"id": "r1"}]})
 DONE = "data: [DONE]\n\n"
@@ -97,6 +100,23 @@ def test_an_address_that_is_none() -> None:
     """It is named."""
     with pytest.raises(ServiceUnavailable, match="localhost:abc"):
         smoke.ask(Api("http://localhost:abc/v1"))
+
+
+@pytest.mark.parametrize(
+    ("content", "key"), [(b"sk-1\r\nmore\xff\n", "sk-1"), (b"", ""), (b"\xff\xfes\0k\0", None), ("clé".encode(), None)]
+)
+def test_the_file_of_a_key(tmp_path: Path, content: bytes, key: str | None) -> None:
+    """The first line is the key; one that no request can carry is refused by its file's name, and not shown."""
+    file = tmp_path / "key"
+    file.write_bytes(content)
+
+    if key is not None:
+        assert key_of(file) == key
+        return
+    for command in ("smoke", "bench"):
+        found = CliRunner().invoke(cli, [command, "--url", "http://127.0.0.1:1/v1", "--key-file", str(file)])
+        assert isinstance(found.exception, BadRequest)
+        assert f"{file} holds no key" in str(found.exception)
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, 69), (502, 69), (401, 70), (404, 70), (500, 70)])

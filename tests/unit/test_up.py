@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from engineroom import cli
+from engineroom import build, cli
 from engineroom.catalog import Catalog
-from engineroom.errors import CannotRun
+from engineroom.errors import CannotRun, ServiceUnavailable
 from engineroom.host import Host
 from engineroom.up import Bringup, UpstreamBringup
 
@@ -60,3 +62,36 @@ def test_a_profile_that_the_stack_has_not_is_refused() -> None:
 
     assert isinstance(result.exception, CannotRun)
     assert "r1-b200 has no metrics: its server has nothing to tell Prometheus. Leave --metrics out." in str(result.exception)
+
+
+def test_a_base_made_here_changes_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles that options switched on are in no file: they are still on when the base image has been made and remembered."""
+    monkeypatch.setattr(build, "have", lambda _: False)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, int("pull" in command), "", ""))
+
+    found = build.ensure_base(replace(Host.load(tmp_path, {}), profiles=frozenset({"gateway"})), lambda _: None)
+
+    assert (found.base_image, found.profiles) == (build.LOCAL_BASE, {"gateway"})
+    assert Host.load(tmp_path, {}).base_image == build.LOCAL_BASE
+
+
+def test_an_image_of_a_registry_that_is_away(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was pulled serves; without it, the registry's words are shown, and a slow one is told from one that refuses."""
+    up = bringup(catalog, "demo-cpu", tmp_path, ENGINEROOM_REGISTRY="registry.example/")
+
+    def refused(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "Error response from daemon: no such host\n")
+
+    def slow(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, build.PULL_SECONDS)
+
+    for run, message in (
+        (refused, r"registry.example/engineroom:cpu-\S+ cannot be pulled: .*no such host\nENGINEROOM_REGISTRY"),
+        (slow, r"registry.example/engineroom:cpu-\S+ did not come within 10 minutes. Run the same again"),
+    ):
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(build, "have", lambda _: False)
+        with pytest.raises(ServiceUnavailable, match=message):
+            up.engine_image()
+        monkeypatch.setattr(build, "have", lambda name: name.startswith("registry.example/"))
+        up.engine_image()

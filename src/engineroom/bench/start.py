@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from engineroom.api import Api
+from engineroom.api import Api, key_of
 from engineroom.bench import plot as plots
 from engineroom.bench import report, results, scenarios, targets
 from engineroom.bench.results import Run
@@ -49,8 +49,7 @@ def start(checkout: tuple[Catalog, Host] | None, options: Options, folder: Path,
     if checkout and options.stack:
         subject = targets.of_stack(*checkout, options.stack)
     else:
-        key = options.key_file.read_text().split("\n", 1)[0].strip() if options.key_file else ""
-        api = Api(options.url.rstrip("/"), key, options.ca)
+        api = Api(options.url.rstrip("/"), key_of(options.key_file), options.ca)
         subject = targets.of_url(checkout and checkout[0], api, options.model, options.tokenizer, options.program)
     time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     file = options.out or folder / f"{options.stack or urlsplit(options.url).hostname}-{time}.json"

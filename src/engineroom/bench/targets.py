@@ -70,7 +70,6 @@ def of_url(catalog: Catalog | None, api: Api, name: str, tokenizer: str, program
 
 def _image(catalog: Catalog) -> tuple[str, str]:
     """The generator's image, which is one for all engines, and its release. Raises ServiceUnavailable when it is not here."""
-    import docker
     from docker.errors import DockerException, ImageNotFound
 
     from engineroom import build, resolve
@@ -79,7 +78,7 @@ def _image(catalog: Catalog) -> tuple[str, str]:
     image = resolve.tag(resolve.GENERATOR_IMAGE, release)
     build.require_docker()
     try:
-        docker.from_env().images.get(image)
+        build.client().images.get(image)
     except ImageNotFound:
         raise ServiceUnavailable(
             f"The load generator runs in {image}, which is not here. Type: make image TARGET={resolve.GENERATOR_IMAGE}"

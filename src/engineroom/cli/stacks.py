@@ -46,25 +46,27 @@ def list_names() -> None:
 @click.argument("stack", required=False)
 @click.option("--model", help="Model of the catalog, hub id of one, or a folder with config.json and safetensors files.")
 @click.option("--gpu", "gpus", help="GPUs of a node: v100, a100-80:2, h200:8.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes with so many GPUs each.")
+@click.option("--nodes", type=click.IntRange(1), show_default="1", help="Nodes with so many GPUs each.")
 @click.option("--precision", type=click.Choice(["half", "bfloat16", "fp8", "fp4"]), help="Hold the weights like this; default: as stored.")
 @click.option("--context", type=click.IntRange(1), help="Longest context wanted, in tokens; default: 8192, or the stack's.")
 @click.option("--seqs", type=click.IntRange(1), help="Most requests at once; default: the engine's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(stack: str | None, model: str | None, gpus: str | None, nodes: int, as_json: bool, **options: Any) -> None:
+def plan(stack: str | None, model: str | None, gpus: str | None, nodes: int | None, as_json: bool, **options: Any) -> None:
     """Say before anything loads whether it fits: a STACK; a --model on a --gpu; what a --gpu can run; what a --model needs."""
     from engineroom import plan_text, planner
 
     wanted = planner.Wanted(**{name: value for name, value in options.items() if value})
     if bool(stack) is bool(model or gpus) or (stack and wanted != planner.Wanted()):
         raise click.UsageError("Name a stack alone, or give --model, --gpu or both, and what is wanted of them.")
+    if nodes and not gpus:
+        raise click.UsageError("--nodes goes with --gpu, the GPUs of each; a stack's row says how many it has.")
     rows = catalog()
     if stack or (model and gpus):
-        made = planner.of_stack(rows, stack) if stack else planner.of_request(rows, str(model), str(gpus), nodes, wanted)
+        made = planner.of_stack(rows, stack) if stack else planner.of_request(rows, str(model), str(gpus), nodes or 1, wanted)
         least = None if made.works else planner.smallest_like(rows, made)
         click.echo(json.dumps(plan_text.as_json(rows, made, least), indent=1) if as_json else plan_text.text(rows, made, least))
         sys.exit(0 if made.works else planner.DOES_NOT_FIT)
-    found = planner.for_gpus(rows, str(gpus), nodes, wanted) if gpus else planner.for_model(rows, str(model), wanted)
+    found = planner.for_gpus(rows, str(gpus), nodes or 1, wanted) if gpus else planner.for_model(rows, str(model), wanted)
     if as_json:
         click.echo(json.dumps([plan_text.as_json(rows, made, None) for made in found], indent=1))
     else:
@@ -234,7 +236,7 @@ def logs(stack: str, follow: bool, tail: int | None) -> None:
 def smoke(stack: str, url: str | None, model: str, as_json: bool, **files: Path | None) -> None:
     """Ask STACK (default: demo-cpu), or the API at --url, one question: model listed, first token, speed, thought apart from the answer."""
     from engineroom import smoke as testing
-    from engineroom.api import Api
+    from engineroom.api import Api, key_of
     from engineroom.rows import Stack
     from engineroom.stacks import api_name
 
@@ -245,8 +247,7 @@ def smoke(stack: str, url: str | None, model: str, as_json: bool, **files: Path 
     own = api_name(rows, row) if isinstance(row, Stack) else ""  # of another's service, what its router lists is asked
     thinks = isinstance(row, Stack) and bool(rows.models[row.model].reasoning)
     api = Api(url.rstrip("/")) if url else testing.of_stack(rows, host(), stack)
-    key = files["key_file"].read_text().split("\n", 1)[0].strip() if files["key_file"] else ""
-    api = api._replace(key=key, ca=files["ca"])
+    api = api._replace(key=key_of(files["key_file"]), ca=files["ca"])
     found = testing.ask(api, model or own, thinks=thinks)
     click.echo(json.dumps(testing.as_json(found), indent=1) if as_json else testing.text(api, found))
 
