@@ -302,7 +302,7 @@ def layer_of(name: str) -> int | None:
     """The number of the layer that a tensor belongs to: `model.layers.7.mlp.…` is 7; None for what is outside of the layers."""
     front, found, rest = name.partition("layers.")
     number = rest.partition(".")[0]
-    return int(number) if found and number.isdigit() and not front.startswith("vision") else None
+    return int(number) if found and number.isdecimal() and not front.startswith("vision") else None
 
 
 def _held(tensor: Tensor, how: str) -> int:

@@ -311,3 +311,9 @@ def test_a_context_that_is_no_multiple_of_a_step() -> None:
 
     assert engine.tokens == 0
     assert found.context == 1_500
+
+
+@pytest.mark.parametrize(("name", "layer"), [("model.layers.7.mlp.up_proj.weight", 7), ("layers.³.x", None), ("lm_head.weight", None)])
+def test_the_layer_of_a_tensor(name: str, layer: int | None) -> None:
+    """A file may name its tensors anything."""
+    assert fit.layer_of(name) == layer

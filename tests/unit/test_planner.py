@@ -167,6 +167,7 @@ def test_json_has_what_the_text_says() -> None:
         (["r1-7b-v100", "--nodes", "4"], 2, "--nodes goes with --gpu"),
         (["--model", "v3", "--nodes", "4"], 2, "--nodes goes with --gpu"),
         (["r1-7b-v100"], 0, "fits: 8,192 tokens of context"),
+        (["--gpu", "v100", "--precision", "fp8"], 78, "does not fit"),
     ],
 )
 def test_command_line(arguments: list[str], code: int, message: str) -> None:
@@ -175,6 +176,15 @@ def test_command_line(arguments: list[str], code: int, message: str) -> None:
 
     assert result.exit_code == code
     assert message in result.output
+
+
+def test_a_model_for_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty table alone would look like a fault."""
+    monkeypatch.setattr(planner, "smallest", lambda *_: None)
+    result = plan("--model", "r1")
+
+    assert result.exit_code == planner.DOES_NOT_FIT
+    assert "r1: no GPU of the catalog serves it so" in result.output
 
 
 @pytest.mark.parametrize(

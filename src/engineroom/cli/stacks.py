@@ -75,6 +75,9 @@ def plan(stack: str | None, model: str | None, gpus: str | None, nodes: int | No
         for name, cost in {made.checkpoint.name: plan_text.accuracy(made) for made in found}.items():
             if cost:
                 click.echo(f"{name}, accuracy: {cost}")
+    if not found:
+        note(f"{model}: no GPU of the catalog serves it so, with up to 8 nodes of 8.")
+    sys.exit(0 if any(made.serves for made in found) else planner.DOES_NOT_FIT)
 
 
 @cli.command()
