@@ -39,11 +39,13 @@ def visit(browser: Browser, url: str) -> Page:
     page = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 560}, ignore_https_errors=True).new_page()
     page.goto(url, timeout=60_000)
     drawn = page.get_by_role("button").first
-    try:
-        expect(drawn).to_be_visible()
-    except AssertionError:  # a first load on a busy machine can stay half drawn: as a person would, reload once
-        page.reload()
-        expect(drawn).to_be_visible()
+    for _ in range(2):
+        try:
+            expect(drawn).to_be_visible()
+            break
+        except AssertionError:  # a first load on a busy machine can stay half drawn, or fail in the page itself: as a person would, reload
+            page.reload(timeout=60_000)
+    expect(drawn).to_be_visible()
     return page
 
 
