@@ -21,6 +21,7 @@ from engineroom.stacks import SECRETS
 API_PORT, PAGE_PORT = 8000, 8080
 CACHES_GIB = 20  # compiled kernels of one engine release: a few GiB were seen, and a new release starts anew
 PRE_STOP_SECONDS = 5  # a Service goes on sending requests until every node has heard that the pod is leaving
+START_MARGIN_SECONDS = 60  # between the launcher's deadline and Kubernetes': its own end has a status and says why, a kill has neither
 MODELS = "/models"
 DNS_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -148,12 +149,13 @@ def label(name: str) -> str:
 
 
 def probes(healthy_seconds: int) -> dict[str, dict[str, Any]]:
-    """Startup waits for a token as long as the start may take; then a token every half minute keeps a pod in its Service.
+    """Startup waits for a token as long as the start may take, and a margin; then a token every half minute keeps a pod in its Service.
 
     The launcher itself ends an engine that hangs, so liveness only asks for a sign of life.
     """
+    failures = math.ceil((healthy_seconds + START_MARGIN_SECONDS) / 10)
     return {
-        "startupProbe": {"command": stacks.READY, "period": 10, "timeout": 60, "failures": math.ceil(healthy_seconds / 10)},
+        "startupProbe": {"command": stacks.READY, "period": 10, "timeout": 60, "failures": failures},
         "readinessProbe": {"command": stacks.READY, "period": 30, "timeout": 60, "failures": 3},
         "livenessProbe": {"command": ("launch", "health"), "period": 30, "timeout": 20, "failures": 4},
     }

@@ -212,7 +212,7 @@ def test_deadlines_follow_the_settings() -> None:
     engine = charts.objects(chart(ONE), {"engine": {"environment": environment}})["Deployment", f"{ONE}-engine"]["spec"]
     pod = engine["template"]["spec"]
 
-    assert pod["containers"][0]["startupProbe"]["failureThreshold"] == 181
+    assert pod["containers"][0]["startupProbe"]["failureThreshold"] == 187  # a minute more, in tens of seconds
     assert pod["terminationGracePeriodSeconds"] == jobs.PRE_STOP_SECONDS + 300 + stacks.STOP_MARGIN_SECONDS
     assert engine["progressDeadlineSeconds"] == 1801 + 600
 

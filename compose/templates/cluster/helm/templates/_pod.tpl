@@ -71,11 +71,11 @@ spec:
         {{- if $secrets }}
         - { name: secrets, mountPath: /run/engineroom, readOnly: true }
         {{- end }}
-      startupProbe: # until the first token
+      startupProbe: # until the first token, and a minute more: the launcher's own deadline comes first and says why
         exec: { command: [launch, health, --ready] }
         periodSeconds: 10
         timeoutSeconds: 60
-        failureThreshold: {{ div (add $start 9) 10 }}
+        failureThreshold: {{ div (add $start 69) 10 }}
       readinessProbe: # a token every half minute
         exec: { command: [launch, health, --ready] }
         periodSeconds: 30
