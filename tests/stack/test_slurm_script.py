@@ -55,6 +55,7 @@ LAUNCH = "#!/bin/sh\necho $LAUNCH_MODEL\n"
 ID = "#!/bin/sh\necho 1000\n"  # an ordinary user, whoever runs the tests
 # The gateway's container is a real one.
 DOCKER = f"""#!/bin/bash
+env >"$RECORD/env.$$"
 printf '%s\\n' "$@" >"$RECORD/new.$$" && mv "$RECORD/new.$$" "$RECORD/docker.$$" # page and gateway are started at once
 if [[ "$*" == *-gateway* ]]; then exec {shutil.which("docker")} "$@"; fi
 if [[ $1 != run ]]; then exit; fi
@@ -173,7 +174,8 @@ def test_apptainer(run: list[Run], tmp_path: Path) -> None:
         assert time.monotonic() < deadline, made.log.read_text()
         time.sleep(0.1)
 
-    pull, engine, _, page = made.calls("apptainer")
+    pull, engine, pull_page, page = made.calls("apptainer")
+    around_page = (made.record / "env.2").read_text().splitlines()  # what its pull sees
 
     sif = made.cache / "images" / f"{re.sub('[^A-Za-z0-9._-]', '-', DIGEST)}.sif"
     assert f"container: apptainer ({tmp_path}/bin/apptainer)" in made.log.read_text()
@@ -187,6 +189,9 @@ def test_apptainer(run: list[Run], tmp_path: Path) -> None:
     assert given["APPTAINERENV_SLURM_NODEID"] == "0"
     assert given["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "2"
     assert "APPTAINERENV_PYTHONPATH" not in given
+    assert pull_page[-1] == "docker://ghcr.io/open-webui/open-webui:v1"
+    assert f"HOME={tmp_path}" in around_page  # the page's own settings would hide the registry's key and the proxy
+    assert "NO_PROXY=*" not in around_page
     assert page[:5] == ["run", "--cleanenv", "--no-mount", "cwd,tmp", f"--bind={made.cache}/page/r1-7b-v100:/app/backend/data"]
     assert (made.record / "env.3").read_text().count(f"APPTAINERENV_OPENAI_API_BASE_URLS=http://127.0.0.1:{20000 + 7 * 12 + 10}/v1") == 1
     assert made.end() == 0
@@ -214,6 +219,31 @@ def test_a_page_that_cannot_be_fetched(run: list[Run], tmp_path: Path) -> None:
 
     assert len(made.calls("srun")) == 1
     assert made.end() == 0
+
+
+def test_docker_keeps_the_registry_s_key(run: list[Run], tmp_path: Path) -> None:
+    """Docker's own client looks for it in HOME, which is /tmp in the page."""
+    run.append(made := Run(tmp_path, "r1-7b-v100", ENGINEROOM_CONTAINER="docker", SLURM_JOB_GPUS="0"))
+    deadline = time.monotonic() + 30
+    while not (page := [file for file in made.record.glob("docker.*") if "engineroom-7-page" in file.read_text()]):
+        assert time.monotonic() < deadline, made.log.read_text()
+        time.sleep(0.1)
+
+    around = (made.record / f"env{page[0].suffix}").read_text().splitlines()
+
+    assert {"HOME=/tmp", f"DOCKER_CONFIG={tmp_path}/.docker"} <= set(around)
+    assert "--env=DOCKER_CONFIG" not in page[0].read_text()
+    assert made.end() == 0
+
+
+def test_older_bash() -> None:
+    """Bash before 4.4 refuses an empty array under `set -u`: none that may be empty is used without a guard."""
+    text = script("r1-32b-v100", gateway=True)
+    empty = re.findall(r"^ *(\w+)=\(\)$", text, re.MULTILINE)
+
+    assert empty == ["pyxis"]
+    for name in empty:
+        assert f'"${{{name}[@]}}"' not in text.replace(f'${{{name}[@]+"${{{name}[@]}}"}}', "")
 
 
 def test_pyxis(run: list[Run], tmp_path: Path) -> None:
