@@ -107,6 +107,17 @@ def test_options_reach_the_objects(catalog: Catalog, form: str) -> None:
     assert "name: ring\n" in text
 
 
+@pytest.mark.parametrize("word", ["yes", "No", "ON", "off", "y", "N", "1_000", "0b101", "12:30", "1e3", "007", "null", "~"])
+def test_words_that_yaml_1_1_takes_for_others_stay_strings(catalog: Catalog, word: str) -> None:
+    """Kubectl reads YAML 1.1, as this reader does, to which `gpu: yes` is a boolean and `no` is no name; keys too."""
+    text = forms.render(catalog, "r1-7b-v100", "k8s", node_selector={"gpu": word, word: "gpu"})
+
+    pod = forms.objects(text)[0]["spec"]["template"]["spec"]
+
+    assert pod["nodeSelector"] == {"gpu": word, word: "gpu"}
+    assert f'"{word}"' in next(iter(text.values()))  # one-letter words are booleans to kubectl, not to this reader
+
+
 def test_who_may_reach_what(catalog: Catalog) -> None:
     """The API is open to page and gateway alone, the nodes' other ports to the nodes, the page to the gateway."""
     policies = {
