@@ -180,6 +180,25 @@ def test_everything_is_valid(stack: str) -> None:
         validate(item)
 
 
+def test_names_of_digits_are_strings() -> None:
+    """Kubernetes takes a namespace, a Secret or a class called `123`, and no number in its place."""
+    values = {
+        **charts.autoscaled("keda", "waiting", prometheus={"namespace": "1"}),
+        "engine": {"secrets": {"hfToken": "2"}},
+        "gateway": {"enabled": True, "secrets": {"keys": "3", "certificate": "4"}},
+        "ingress": {"className": "5", "controllerNamespace": "6", "page": {"host": "7", "tlsSecret": "8"}, "api": {"host": "9"}},
+    }
+    values["storage"] = {**values["storage"], "class": "10", "models": "11"}
+
+    found = charts.objects(chart(ONE), values, namespace="12")
+
+    for item in found.values():
+        validate(item)
+    text = json.dumps(list(found.values()))
+    for number in range(1, 13):
+        assert f'"{number}"' in text
+
+
 @EACH
 def test_it_holds_together_under_another_name(stack: str) -> None:
     """A release called `prod`: services find pods, pods find claims, and the page finds the server."""

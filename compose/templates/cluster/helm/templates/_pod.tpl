@@ -99,7 +99,7 @@ spec:
     {{- end }}
     {{- with $storage.models }}
     - name: models
-      persistentVolumeClaim: { claimName: {{ . }}, readOnly: true }
+      persistentVolumeClaim: { claimName: {{ . | quote }}, readOnly: true }
     {{- end }}
     - name: shm
       emptyDir: { medium: Memory, sizeLimit: {{ $engine.shmGiB }}Gi }
@@ -111,7 +111,7 @@ spec:
         defaultMode: 288 # 0440
         sources:
           {{- range $secrets }}
-          - secret: { name: {{ .name }}, items: [{ key: token, path: {{ .file }} }] }
+          - secret: { name: {{ .name | quote }}, items: [{ key: token, path: {{ .file }} }] }
           {{- end }}
     {{- end }}
 {{- end }}
