@@ -20,6 +20,7 @@ from charts import Object
 
 from engineroom import jobs, stacks
 from engineroom.catalog import Catalog
+from engineroom.forms import kubernetes
 
 ROOT = Path(__file__).parents[2]
 CATALOG = Catalog(ROOT)
@@ -176,6 +177,21 @@ def test_everything_is_valid(stack: str) -> None:
     found = charts.objects(chart(stack), values)
 
     assert {("Ingress", f"{stack}-page"), ("Ingress", f"{stack}-engine")} <= found.keys()
+    for item in found.values():
+        validate(item)
+
+
+def test_workers_are_renewed_together() -> None:
+    """Of three nodes none is ready before all are new, so Kubernetes must not renew one worker after another; chart and plain form agree."""
+    several = {"nodes": 3, "environment": {"LAUNCH_NODES": "3", "LAUNCH_PP": "3"}}
+    found = charts.objects(chart(SEVERAL), {"engine": several})
+    two = charts.objects(chart(SEVERAL))
+    job = jobs.job(CATALOG, forms.HOST, SEVERAL, jobs.Options())
+    plain = [kubernetes.stateful(job, "worker", replicas, [])["spec"].get("updateStrategy") for replicas in (1, 2)]
+
+    assert [items["StatefulSet", f"{SEVERAL}-worker"]["spec"].get("updateStrategy") for items in (two, found)] == plain
+    assert plain == [None, {"type": "OnDelete"}]
+    assert "updateStrategy" not in found["StatefulSet", f"{SEVERAL}-head"]["spec"]
     for item in found.values():
         validate(item)
 
@@ -401,6 +417,7 @@ def test_ingress(part: str, component: str, path: str) -> None:
     assert annotations["own"] == "yes"
     assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
     assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) >= 3600
+    assert {annotations[f"{name}-body-size"] for name in ("nginx.ingress.kubernetes.io/proxy", "nginx.org/client-max")} == {"16m"}
     opened = {name for name in ("page", "engine") if let_in(found["NetworkPolicy", f"{ONE}-{name}"]) == {"ingress-nginx"}}
     assert opened == {component}
     assert page["WEBUI_URL"] == page["CORS_ALLOW_ORIGIN"] == ("https://ai.example.org" if part == "page" else "http://localhost:3000")
