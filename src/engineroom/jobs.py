@@ -61,8 +61,9 @@ def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options
 def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say = lambda _: None) -> dict[str, Any]:
     """What every form needs: the stack as it is everywhere, and what a cluster adds. Sizes in GiB, times in seconds."""
     row = catalog.stacks[name]
-    found = stacks.served(catalog, name)
-    model, inside = catalog.models[row.model], found["model"].startswith("/")
+    model = known_model(catalog, options.model) or row.model
+    found = stacks.served(catalog, name, model)
+    inside = found["model"].startswith("/")
     environment = [
         Variable(name="LAUNCH_MODEL", value=options.model or found["model"], why="a hub id, or a folder in the container"),
         Variable(name="LAUNCH_MODEL_NAME", value=found["model_name"], why="the name that the API shows"),
@@ -97,12 +98,26 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "page_port": PAGE_PORT,
         "cpus": 4 * row.gpus or 2,
         "memory_gib": 16 + 16 * row.gpus if row.gpus else 4,
-        "weights_gib": 0 if inside or options.model.startswith("/") else math.ceil(model.bytes * 1.1 / 2**30),
+        "weights_gib": 0 if inside or options.model.startswith("/") else math.ceil(catalog.models[model].bytes * 1.1 / 2**30),
         "caches_gib": CACHES_GIB,
         "pre_stop_seconds": PRE_STOP_SECONDS,
         "grace_seconds": PRE_STOP_SECONDS + found["stop_seconds"],
         "probes": probes(found["healthy_seconds"]),
     }
+
+
+def known_model(catalog: Catalog, wanted: str) -> str:
+    """The catalog's name for a hub id; empty for a folder, or nothing. Raises BadRequest for an id of unknown size: disk and deadline come from that."""
+    if not wanted or wanted.startswith("/"):
+        return ""
+    by_hub = {model.hub: name for name, model in catalog.models.items()}
+    if wanted not in by_hub:
+        raise BadRequest(
+            f"--model {wanted} is no hub id in images/models.toml, so its size is not known, from which disk and deadline follow. Add a row there "
+            f"(CONTRIBUTING.md, Add a model), or fetch it yourself and say --models WHERE --model {MODELS}/NAME.\n"
+            f"Known: {', '.join(hub for hub in by_hub if not hub.startswith('/'))}."
+        )
+    return by_hub[wanted]
 
 
 def page_image(catalog: Catalog, host: Host, published: str) -> str:

@@ -41,6 +41,13 @@ def run(*arguments: str) -> Result:
         ("demo-cpu", {"namespace": "Team_A"}, BadRequest, "'Team_A' is no name of a namespace"),
         ("demo-cpu", {"namespace": "a" * 64}, BadRequest, "at most 63"),
         ("demo-cpu", {"namespace": "-a"}, BadRequest, "beginning and ending"),
+        (
+            "r1-7b-v100",
+            {"model": "someone/else"},
+            BadRequest,
+            "no hub id in images/models.toml.*--models WHERE --model /models/NAME.\nKnown: dee",
+        ),
+        ("r1-7b-v100", {"model": "someone/else", "models": "weights"}, BadRequest, "its size is not known"),
         ("r1-7b-v100", {"model": "/models/mine"}, BadRequest, "nothing is mounted there. Say what holds it with --models"),
         ("r1-7b-v100", {"model": "/data/mine", "models": "weights"}, BadRequest, "folders are below /models"),
         ("r1-7b-v100", {"url": "chat.example"}, BadRequest, "'chat.example' is no address of a page"),
@@ -116,6 +123,26 @@ def test_words_that_yaml_1_1_takes_for_others_stay_strings(catalog: Catalog, wor
 
     assert pod["nodeSelector"] == {"gpu": word, word: "gpu"}
     assert f'"{word}"' in next(iter(text.values()))  # one-letter words are booleans to kubectl, not to this reader
+
+
+@pytest.mark.parametrize(("stack", "other"), [("r1-7b-v100", "r1-14b"), ("demo-cpu", "r1-1.5b")])
+@pytest.mark.parametrize("form", ["k8s", "helm"])
+def test_another_model_brings_its_own_size(catalog: Catalog, stack: str, other: str, form: str) -> None:
+    """Disk, deadline and name are those of the model that is served, also in place of one that is in the image or has a deadline of its own."""
+    model = catalog.models[other]
+
+    found = forms.objects(forms.render(catalog, stack, form, model=model.hub))
+
+    node = next(forms.READERS[form](found, stack, 1))
+    (claim,) = (item for item in found if item["metadata"]["name"] == f"{stack}-weights")
+    start = 600 + model.bytes // 20_000_000
+    assert (node.environment["LAUNCH_MODEL"], node.environment["LAUNCH_MODEL_NAME"]) == (model.hub, other)
+    assert node.environment["LAUNCH_START_SECONDS"] == str(start)
+    assert node.startup > start
+    assert "/cache/huggingface" in node.mounts
+    assert int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 2**30 > model.bytes
+    (page,) = (item for item in found if item["kind"] == "Deployment" and item["metadata"]["name"] == f"{stack}-page")
+    assert {"name": "DEFAULT_MODELS", "value": other} in page["spec"]["template"]["spec"]["containers"][0]["env"]
 
 
 def test_who_may_reach_what(catalog: Catalog) -> None:
