@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from engineroom import gpu_labels, pushed, stacks
 from engineroom.build import Say
@@ -63,7 +64,7 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
     row = catalog.stacks[name]
     model = known_model(catalog, options.model) or row.model
     found = stacks.served(catalog, name, model)
-    inside = found["model"].startswith("/")
+    inside, url = found["model"].startswith("/"), origin(options.url)
     environment = [
         Variable(name="LAUNCH_MODEL", value=options.model or found["model"], why="a hub id, or a folder in the container"),
         Variable(name="LAUNCH_MODEL_NAME", value=found["model_name"], why="the name that the API shows"),
@@ -83,7 +84,7 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "page_image": page_image(catalog, host, found["page_image"]),
         "environment": environment,
         "gateway": gateway(catalog, host, name, options, say),
-        "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", options.url),
+        "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", url),
         "secrets": secrets,
         "cluster_token": options.cluster_token,
         "secrets_folder": SECRETS,
@@ -93,7 +94,7 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "node_selector": dict(options.node_selector),
         "gpu_rules": gpu_labels.rules(catalog, row),
         "storage_class": options.storage_class,
-        "url": options.url,
+        "url": url,
         "port": API_PORT,
         "page_port": PAGE_PORT,
         "cpus": 4 * row.gpus or 2,
@@ -192,8 +193,7 @@ def check_options(options: Options) -> None:
     ):
         if name_ and not DNS_NAME.fullmatch(name_):
             raise BadRequest(f"{option} {name_!r} is no name of an object: small letters, digits, '-' and '.'.")
-    if not re.fullmatch(r"https?://[^\s/?#]+/?", options.url):
-        raise BadRequest(f"--url {options.url!r} is no address of a page: write it like https://chat.example.")
+    origin(options.url)
     if not options.gateway and (options.gateway_keys or options.gateway_certificate or options.gateway_replicas > 1):
         raise BadRequest("Without --gateway there is nothing that --gateway-replicas, --gateway-keys and --gateway-certificate are for.")
     if options.model.startswith(MODELS) and not options.models:
@@ -202,6 +202,22 @@ def check_options(options: Options) -> None:
         )
     if options.model.startswith("/") and not options.model.startswith(f"{MODELS}/"):
         raise BadRequest(f"--model {options.model}: folders are below {MODELS} in the container; --models says what is mounted there.")
+
+
+def origin(url: str) -> str:
+    """The page's address as browsers name it to servers: small letters, no slash at the end, no port that goes without saying.
+
+    Raises BadRequest for what is no address.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port over 65535, half of an IPv6 address
+        host = port = None
+    if not host or not re.fullmatch(r"https?://[^\s/?#@]+/?", url, re.IGNORECASE):
+        raise BadRequest(f"--url {url!r} is no address of a page: write it like https://chat.example.")
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}" + (f":{port}" if port not in (None, {"http": 80, "https": 443}[parts.scheme]) else "")
 
 
 def check_place(catalog: Catalog, name: str, form: str, options: Options) -> None:

@@ -51,6 +51,9 @@ def run(*arguments: str) -> Result:
         ("r1-7b-v100", {"model": "/models/mine"}, BadRequest, "nothing is mounted there. Say what holds it with --models"),
         ("r1-7b-v100", {"model": "/data/mine", "models": "weights"}, BadRequest, "folders are below /models"),
         ("r1-7b-v100", {"url": "chat.example"}, BadRequest, "'chat.example' is no address of a page"),
+        ("r1-7b-v100", {"url": "http://localhost:99999"}, BadRequest, "is no address of a page: write it like"),
+        ("r1-7b-v100", {"url": "https://[::1"}, BadRequest, "is no address of a page"),
+        ("r1-7b-v100", {"url": "https://me@chat.example"}, BadRequest, "is no address of a page"),
         ("r1-7b-v100", {"hf_token": "My Secret"}, BadRequest, "'My Secret' is no name"),
         ("r1-7b-v100", {"storage_class": "fast\nspec: {}"}, BadRequest, "is no name"),
         ("v3-a100x2", {}, CannotBuild, "313 GiB on each of two A100"),
@@ -123,6 +126,26 @@ def test_words_that_yaml_1_1_takes_for_others_stay_strings(catalog: Catalog, wor
 
     assert pod["nodeSelector"] == {"gpu": word, word: "gpu"}
     assert f'"{word}"' in next(iter(text.values()))  # one-letter words are booleans to kubectl, not to this reader
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://chat.example/", "https://chat.example"),
+        ("HTTPS://Chat.Example:443", "https://chat.example"),
+        ("http://chat.example:80/", "http://chat.example"),
+        ("http://chat.example:443", "http://chat.example:443"),
+        ("http://[FD00::1]:8080", "http://[fd00::1]:8080"),
+    ],
+)
+@pytest.mark.parametrize("form", ["k8s", "helm"])
+def test_the_page_s_address_is_what_browsers_send(catalog: Catalog, url: str, origin: str, form: str) -> None:
+    """A page that asks from any other spelling of its address is turned away; the chart's schema takes it."""
+    found = forms.objects(forms.render(catalog, "r1-7b-v100", form, url=url))
+
+    (page,) = (item for item in found if item["kind"] == "Deployment" and item["metadata"]["name"] == "r1-7b-v100-page")
+    settings = {variable["name"]: variable["value"] for variable in page["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert settings["WEBUI_URL"] == settings["CORS_ALLOW_ORIGIN"] == origin
 
 
 @pytest.mark.parametrize(("stack", "other"), [("r1-7b-v100", "r1-14b"), ("demo-cpu", "r1-1.5b")])

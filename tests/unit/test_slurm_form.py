@@ -47,6 +47,17 @@ def test_selectors_are_options_of_sbatch(selector: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "port"),
+    [("http://localhost:3000", 3000), ("http://localhost:80", 80), ("http://localhost:4000/", 4000), ("https://chat.example", 3000)],
+)
+def test_the_tunnel_ends_where_the_page_is_opened(url: str, port: int) -> None:
+    """The port that people open, which the default one of its kind has too."""
+    (text,) = forms.render(CATALOG, "demo-cpu", "slurm", url=url).values()
+
+    assert f"ssh -N -L {port}:127.0.0.1" in text
+
+
+@pytest.mark.parametrize(
     ("option", "reason"),
     [
         ("hf_token", "set HF_TOKEN_FILE or CLUSTER_TOKEN_FILE"),
