@@ -24,6 +24,7 @@ CACHES_GIB = 20  # compiled kernels of one engine release: a few GiB were seen, 
 PRE_STOP_SECONDS = 5  # a Service goes on sending requests until every node has heard that the pod is leaving
 START_MARGIN_SECONDS = 60  # between the launcher's deadline and Kubernetes': its own end has a status and says why, a kill has neither
 MODELS = "/models"
+SBATCH_NODES = re.compile(r"constraint|gres|gpus.*|partition|nodelist")  # options of sbatch that say which nodes
 DNS_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -230,6 +231,8 @@ def check_place(catalog: Catalog, name: str, form: str, options: Options) -> Non
             f"{fewer if options.gang_size < row.nodes else 'so many never come'}. Leave --gang-size out, or say {row.nodes}."
         )
     for key, value in options.node_selector.items():
+        if form == "slurm" and not SBATCH_NODES.fullmatch(key):  # account=h100-project says nothing of the nodes, exclude=h100 the contrary
+            continue
         if reason := gpu_labels.contradicts(catalog, row, key, value):
             raise CannotRun(
                 f"{name} cannot run on nodes with {key}={value}: {reason}.\nLeave --node-selector {key} out, or choose another stack."
