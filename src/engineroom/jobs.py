@@ -55,7 +55,7 @@ def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options
     stack cannot run as asked.
     """
     catalog.stack(stack)
-    check_options(options)
+    check_options(options, form)
     check_place(catalog, stack, form, options)
     return FORMS[form](catalog, {**job(catalog, host, stack, options, say=say), "command": f"engineroom jobs {stack} --to {form}"})
 
@@ -178,7 +178,7 @@ def probes(healthy_seconds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_options(options: Options) -> None:
+def check_options(options: Options, form: str) -> None:
     """Raises BadRequest for options that are malformed or do not go together."""
     if options.namespace and not DNS_LABEL.fullmatch(options.namespace):
         raise BadRequest(
@@ -194,6 +194,11 @@ def check_options(options: Options) -> None:
     ):
         if name_ and not DNS_NAME.fullmatch(name_):
             raise BadRequest(f"{option} {name_!r} is no name of an object: small letters, digits, '-' and '.'.")
+    if options.models and form not in ("slurm", "crater") and not DNS_NAME.fullmatch(options.models):
+        raise BadRequest(
+            f"--models {options.models!r} is no name of a claim, which holds models on Kubernetes: small letters, digits, '-' and '.'. "
+            "`kubectl get pvc` shows those that there are."
+        )
     origin(options.url)
     if not options.gateway and (options.gateway_keys or options.gateway_certificate or options.gateway_replicas > 1):
         raise BadRequest("Without --gateway there is nothing that --gateway-replicas, --gateway-keys and --gateway-certificate are for.")

@@ -51,7 +51,7 @@ fi
 for word in "$@"; do if [[ $word == --bind=*:/tmp ]]; then word=${{word#--bind=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
 {STAY}
 """
-LAUNCH = "#!/bin/sh\necho $LAUNCH_MODEL\n"
+LAUNCH = '#!/bin/sh\necho "$LAUNCH_MODEL"\n'
 ID = "#!/bin/sh\necho 1000\n"  # an ordinary user, whoever runs the tests
 # The gateway's container is a real one.
 DOCKER = f"""#!/bin/bash
@@ -219,6 +219,28 @@ def test_a_page_that_cannot_be_fetched(run: list[Run], tmp_path: Path) -> None:
 
     assert len(made.calls("srun")) == 1
     assert made.end() == 0
+
+
+@pytest.mark.parametrize("name", ["MODELS", "ENGINEROOM_CACHE", "ENGINEROOM_TMP"])
+@pytest.mark.parametrize("last", ["my models", "a:b", "a,b"])
+def test_folders_that_cannot_be_mounted(name: str, last: str, tmp_path: Path) -> None:
+    """Mounts are words of host:container, with Pyxis between commas: the job ends with 78 and what to change, and makes nothing."""
+    result = to_the_end(script("r1-7b-v100"), settings(tmp_path, BROKEN="engineroom", BROKEN_STATUS="1", **{name: f"{tmp_path}/{last}"}))
+
+    assert result.returncode == 78
+    assert f"{name} is '{tmp_path}/{last}'" in result.stderr
+    assert not list((tmp_path / "record").iterdir())
+
+
+@pytest.mark.parametrize("models", ["/data/my models", "/data/a&b", ""])
+def test_models_without_a_container(models: str, tmp_path: Path) -> None:
+    """Nothing is mounted at /models, so the launcher is told of the folder itself."""
+    text = script("demo-cpu", models="/data/default", model="/models/mine")
+
+    result = to_the_end(text, settings(tmp_path, ENGINEROOM_CONTAINER="none", MODELS=models))
+
+    assert result.returncode == 0, result.stderr
+    assert f"\n{models or '/data/default'}/mine\n" in result.stdout
 
 
 def test_docker_keeps_the_registry_s_key(run: list[Run], tmp_path: Path) -> None:

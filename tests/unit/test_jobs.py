@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from engineroom import cli, jobs
 from engineroom.catalog import Catalog
 from engineroom.errors import BadRequest, CannotBuild, CannotRun, EngineRoomError, UnknownName
+from engineroom.forms import FORMS
 
 
 def run(*arguments: str) -> Result:
@@ -49,6 +50,7 @@ def run(*arguments: str) -> Result:
         ),
         ("r1-7b-v100", {"model": "someone/else", "models": "weights"}, BadRequest, "its size is not known"),
         ("r1-7b-v100", {"model": "/models/mine"}, BadRequest, "nothing is mounted there. Say what holds it with --models"),
+        ("r1-7b-v100", {"models": "/data/models"}, BadRequest, "'/data/models' is no name of a claim"),
         ("r1-7b-v100", {"model": "/data/mine", "models": "weights"}, BadRequest, "folders are below /models"),
         ("r1-7b-v100", {"url": "chat.example"}, BadRequest, "'chat.example' is no address of a page"),
         ("r1-7b-v100", {"url": "http://localhost:99999"}, BadRequest, "is no address of a page: write it like"),
@@ -126,6 +128,18 @@ def test_words_that_yaml_1_1_takes_for_others_stay_strings(catalog: Catalog, wor
 
     assert pod["nodeSelector"] == {"gpu": word, word: "gpu"}
     assert f'"{word}"' in next(iter(text.values()))  # one-letter words are booleans to kubectl, not to this reader
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_holds_models(catalog: Catalog, form: str) -> None:
+    """A claim on Kubernetes, where a folder would be refused by the cluster; a folder elsewhere."""
+    folder = "public/models" if form == "crater" else "/data/models"
+    if form in ("slurm", "crater"):
+        assert forms.render(catalog, "r1-7b-v100", form, models=folder, model="/models/mine")
+    else:
+        assert forms.render(catalog, "r1-7b-v100", form, models="weights.v2", model="/models/mine")
+        with pytest.raises(BadRequest, match="is no name of a claim"):
+            forms.render(catalog, "r1-7b-v100", form, models=folder, model="/models/mine")
 
 
 @pytest.mark.parametrize(
