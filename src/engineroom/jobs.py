@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from engineroom import gpu_labels, pushed, stacks
 from engineroom.build import Say
@@ -21,7 +22,9 @@ from engineroom.stacks import SECRETS
 API_PORT, PAGE_PORT = 8000, 8080
 CACHES_GIB = 20  # compiled kernels of one engine release: a few GiB were seen, and a new release starts anew
 PRE_STOP_SECONDS = 5  # a Service goes on sending requests until every node has heard that the pod is leaving
+START_MARGIN_SECONDS = 60  # between the launcher's deadline and Kubernetes': its own end has a status and says why, a kill has neither
 MODELS = "/models"
+SBATCH_NODES = re.compile(r"constraint|gres|gpus.*|partition|nodelist")  # options of sbatch that say which nodes
 DNS_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -52,7 +55,7 @@ def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options
     stack cannot run as asked.
     """
     catalog.stack(stack)
-    check_options(options)
+    check_options(options, form)
     check_place(catalog, stack, form, options)
     return FORMS[form](catalog, {**job(catalog, host, stack, options, say=say), "command": f"engineroom jobs {stack} --to {form}"})
 
@@ -60,8 +63,9 @@ def render(catalog: Catalog, host: Host, stack: str, form: str, options: Options
 def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say = lambda _: None) -> dict[str, Any]:
     """What every form needs: the stack as it is everywhere, and what a cluster adds. Sizes in GiB, times in seconds."""
     row = catalog.stacks[name]
-    found = stacks.served(catalog, name)
-    model, inside = catalog.models[row.model], found["model"].startswith("/")
+    model = known_model(catalog, options.model) or row.model
+    found = stacks.served(catalog, name, model)
+    inside, url = found["model"].startswith("/"), origin(options.url)
     environment = [
         Variable(name="LAUNCH_MODEL", value=options.model or found["model"], why="a hub id, or a folder in the container"),
         Variable(name="LAUNCH_MODEL_NAME", value=found["model_name"], why="the name that the API shows"),
@@ -81,7 +85,7 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "page_image": page_image(catalog, host, found["page_image"]),
         "environment": environment,
         "gateway": gateway(catalog, host, name, options, say),
-        "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", options.url),
+        "page_environment": page_environment(found, f"{label(name)}-engine:{API_PORT}", url),
         "secrets": secrets,
         "cluster_token": options.cluster_token,
         "secrets_folder": SECRETS,
@@ -91,17 +95,31 @@ def job(catalog: Catalog, host: Host, name: str, options: Options, *, say: Say =
         "node_selector": dict(options.node_selector),
         "gpu_rules": gpu_labels.rules(catalog, row),
         "storage_class": options.storage_class,
-        "url": options.url,
+        "url": url,
         "port": API_PORT,
         "page_port": PAGE_PORT,
         "cpus": 4 * row.gpus or 2,
         "memory_gib": 16 + 16 * row.gpus if row.gpus else 4,
-        "weights_gib": 0 if inside or options.model.startswith("/") else math.ceil(model.bytes * 1.1 / 2**30),
+        "weights_gib": 0 if inside or options.model.startswith("/") else math.ceil(catalog.models[model].bytes * 1.1 / 2**30),
         "caches_gib": CACHES_GIB,
         "pre_stop_seconds": PRE_STOP_SECONDS,
         "grace_seconds": PRE_STOP_SECONDS + found["stop_seconds"],
         "probes": probes(found["healthy_seconds"]),
     }
+
+
+def known_model(catalog: Catalog, wanted: str) -> str:
+    """The catalog's name for a hub id; empty for a folder, or nothing. Raises BadRequest for an id of unknown size: disk and deadline come from that."""
+    if not wanted or wanted.startswith("/"):
+        return ""
+    by_hub = {model.hub: name for name, model in catalog.models.items()}
+    if wanted not in by_hub:
+        raise BadRequest(
+            f"--model {wanted} is no hub id in images/models.toml, so its size is not known, from which disk and deadline follow. Add a row there "
+            f"(CONTRIBUTING.md, Add a model), or fetch it yourself and say --models WHERE --model {MODELS}/NAME.\n"
+            f"Known: {', '.join(hub for hub in by_hub if not hub.startswith('/'))}."
+        )
+    return by_hub[wanted]
 
 
 def page_image(catalog: Catalog, host: Host, published: str) -> str:
@@ -148,18 +166,19 @@ def label(name: str) -> str:
 
 
 def probes(healthy_seconds: int) -> dict[str, dict[str, Any]]:
-    """Startup waits for a token as long as the start may take; then a token every half minute keeps a pod in its Service.
+    """Startup waits for a token as long as the start may take, and a margin; then a token every half minute keeps a pod in its Service.
 
     The launcher itself ends an engine that hangs, so liveness only asks for a sign of life.
     """
+    failures = math.ceil((healthy_seconds + START_MARGIN_SECONDS) / 10)
     return {
-        "startupProbe": {"command": stacks.READY, "period": 10, "timeout": 60, "failures": math.ceil(healthy_seconds / 10)},
+        "startupProbe": {"command": stacks.READY, "period": 10, "timeout": 60, "failures": failures},
         "readinessProbe": {"command": stacks.READY, "period": 30, "timeout": 60, "failures": 3},
         "livenessProbe": {"command": ("launch", "health"), "period": 30, "timeout": 20, "failures": 4},
     }
 
 
-def check_options(options: Options) -> None:
+def check_options(options: Options, form: str) -> None:
     """Raises BadRequest for options that are malformed or do not go together."""
     if options.namespace and not DNS_LABEL.fullmatch(options.namespace):
         raise BadRequest(
@@ -175,8 +194,12 @@ def check_options(options: Options) -> None:
     ):
         if name_ and not DNS_NAME.fullmatch(name_):
             raise BadRequest(f"{option} {name_!r} is no name of an object: small letters, digits, '-' and '.'.")
-    if not re.fullmatch(r"https?://[^\s/?#]+/?", options.url):
-        raise BadRequest(f"--url {options.url!r} is no address of a page: write it like https://chat.example.")
+    if options.models and form not in ("slurm", "crater") and not DNS_NAME.fullmatch(options.models):
+        raise BadRequest(
+            f"--models {options.models!r} is no name of a claim, which holds models on Kubernetes: small letters, digits, '-' and '.'. "
+            "`kubectl get pvc` shows those that there are."
+        )
+    origin(options.url)
     if not options.gateway and (options.gateway_keys or options.gateway_certificate or options.gateway_replicas > 1):
         raise BadRequest("Without --gateway there is nothing that --gateway-replicas, --gateway-keys and --gateway-certificate are for.")
     if options.model.startswith(MODELS) and not options.models:
@@ -185,6 +208,22 @@ def check_options(options: Options) -> None:
         )
     if options.model.startswith("/") and not options.model.startswith(f"{MODELS}/"):
         raise BadRequest(f"--model {options.model}: folders are below {MODELS} in the container; --models says what is mounted there.")
+
+
+def origin(url: str) -> str:
+    """The page's address as browsers name it to servers: small letters, no slash at the end, no port that goes without saying.
+
+    Raises BadRequest for what is no address.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port over 65535, half of an IPv6 address
+        host = port = None
+    if not host or not re.fullmatch(r"https?://[^\s/?#@]+/?", url, re.IGNORECASE):
+        raise BadRequest(f"--url {url!r} is no address of a page: write it like https://chat.example.")
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}" + (f":{port}" if port not in (None, {"http": 80, "https": 443}[parts.scheme]) else "")
 
 
 def check_place(catalog: Catalog, name: str, form: str, options: Options) -> None:
@@ -197,6 +236,8 @@ def check_place(catalog: Catalog, name: str, form: str, options: Options) -> Non
             f"{fewer if options.gang_size < row.nodes else 'so many never come'}. Leave --gang-size out, or say {row.nodes}."
         )
     for key, value in options.node_selector.items():
+        if form == "slurm" and not SBATCH_NODES.fullmatch(key):  # account=h100-project says nothing of the nodes, exclude=h100 the contrary
+            continue
         if reason := gpu_labels.contradicts(catalog, row, key, value):
             raise CannotRun(
                 f"{name} cannot run on nodes with {key}={value}: {reason}.\nLeave --node-selector {key} out, or choose another stack."

@@ -26,9 +26,11 @@ GATEWAY_CHOICES = (  # its user's
 )  # fmt: skip
 
 
-def served(catalog: Catalog, name: str) -> dict[str, Any]:
-    """What a stack is in every form: image, model, layout, settings, sizes in GiB, times in seconds."""
+def served(catalog: Catalog, name: str, other: str = "") -> dict[str, Any]:
+    """What a stack is in every form: image, model, layout, settings, sizes in GiB, times in seconds; `other` is a model to take its own's place."""
     stack = catalog.stacks[name]
+    if other not in ("", stack.model):  # the row's own deadline is for its own model
+        stack = stack.model_copy(update={"model": other, "start_seconds": None})
     image, release, model = catalog.images[stack.image], catalog.release_of(stack.image), catalog.models[stack.model]
     page = catalog.release_of(PAGE_IMAGE)
     start = start_seconds(stack, model.bytes)

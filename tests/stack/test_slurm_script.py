@@ -43,13 +43,19 @@ APPTAINER = f"""#!/bin/bash
 number=$(ls "$RECORD" | grep -c apptainer)
 env >"$RECORD/env.$number"
 printf '%s\\n' "$@" >"$RECORD/new.$$" && mv "$RECORD/new.$$" "$RECORD/apptainer.$number"
-if [[ $1 == pull ]]; then touch "$3"; exit; fi
+if [[ $1 == pull ]]; then
+    if [[ $4 == *${{BROKEN:-nothing}}* ]]; then exit "$BROKEN_STATUS"; fi
+    touch "$3"
+    exit
+fi
 for word in "$@"; do if [[ $word == --bind=*:/tmp ]]; then word=${{word#--bind=}}; echo -n ready >"${{word%:/tmp}}/launch-$LAUNCH_PORT.state"; fi; done
 {STAY}
 """
+LAUNCH = '#!/bin/sh\necho "$LAUNCH_MODEL"\n'
 ID = "#!/bin/sh\necho 1000\n"  # an ordinary user, whoever runs the tests
 # The gateway's container is a real one.
 DOCKER = f"""#!/bin/bash
+env >"$RECORD/env.$$"
 printf '%s\\n' "$@" >"$RECORD/new.$$" && mv "$RECORD/new.$$" "$RECORD/docker.$$" # page and gateway are started at once
 if [[ "$*" == *-gateway* ]]; then exec {shutil.which("docker")} "$@"; fi
 if [[ $1 != run ]]; then exit; fi
@@ -82,10 +88,10 @@ def test_shellcheck_has_nothing_to_say(stack: str, gateway: bool, tmp_path: Path
 def test_what_users_give_is_one_word(tmp_path: Path) -> None:
     """Options end up in the script as they are, and nothing in them runs."""
     hostile = f"/data/$(touch {tmp_path}/x)`touch {tmp_path}/x`'s}}; \"models"
-    settings = script("demo-cpu", models=hostile).split("# --- The stack")[0]
+    head = script("demo-cpu", models=hostile).split("# --- The stack")[0]
 
     result = subprocess.run(
-        ["bash", "-c", f'{settings}\nprintf %s "$MODELS"'],
+        ["bash", "-c", f'{head}\nprintf %s "$MODELS"'],
         env={"SLURM_JOB_ID": "7", "HOME": "/"},
         capture_output=True,
         text=True,
@@ -96,28 +102,39 @@ def test_what_users_give_is_one_word(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def settings(folder: Path, **env: str) -> dict[str, str]:
+    """The environment of a job whose programs are stand-ins, which are made."""
+    for made in ("record", "bin", "tmp"):
+        (folder / made).mkdir()
+    for name, text in (("srun", SRUN), ("apptainer", APPTAINER), ("docker", DOCKER), ("launch", LAUNCH), ("id", ID)):
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    return {
+        "PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(folder), "RECORD": str(folder / "record"), "ENGINEROOM_CACHE": str(folder / "cache"),
+        "ENGINEROOM_TMP": str(folder / "tmp"), "ENGINEROOM_IMAGE": DIGEST, "WEBUI_IMAGE": "ghcr.io/open-webui/open-webui:v1", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gnode10",
+        "SLURM_CPUS_PER_TASK": "4", "CUDA_VISIBLE_DEVICES": "2", "PYTHONPATH": "/home/x", "SRUN_HELP": "", "MODELS": "/data/models", **env,
+    }  # fmt: skip
+
+
+def to_the_end(text: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A script that ends by itself."""
+    return subprocess.run(["bash"], input=text, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
 class Run:
     """A script that runs on stand-ins until it is ready."""
 
-    def __init__(self, folder: Path, stack: str, *, gateway: bool = False, **env: str) -> None:
+    def __init__(self, folder: Path, stack: str, *, gateway: bool = False, calls: int = 2, **env: str) -> None:
         self.record, self.cache = folder / "record", folder / "cache"
-        for made in (self.record, folder / "bin", folder / "tmp"):
-            made.mkdir()
-        for name, text in (("srun", SRUN), ("apptainer", APPTAINER), ("docker", DOCKER), ("id", ID)):
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
         file = folder / "job.sh"
         file.write_text(script(stack, gateway=gateway))
-        settings = {
-            "PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(folder), "RECORD": str(self.record), "ENGINEROOM_CACHE": str(self.cache),
-            "ENGINEROOM_TMP": str(folder / "tmp"), "ENGINEROOM_IMAGE": DIGEST, "WEBUI_IMAGE": "ghcr.io/open-webui/open-webui:v1", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gnode10",
-            "SLURM_CPUS_PER_TASK": "4", "CUDA_VISIBLE_DEVICES": "2", "PYTHONPATH": "/home/x", "SRUN_HELP": "", "MODELS": "/data/models", **env,
-        }  # fmt: skip
         self.log = folder / "log"
         with self.log.open("w") as out:
-            self.process = subprocess.Popen(["bash", str(file)], env=settings, stdout=out, stderr=out, start_new_session=True)
+            self.process = subprocess.Popen(
+                ["bash", str(file)], env=settings(folder, **env), stdout=out, stderr=out, start_new_session=True
+            )
         deadline = time.monotonic() + 60
-        while not re.search(r"ssh -N -L 3000", self.log.read_text()) or len(self.calls("srun")) < 2:
+        while not re.search(r"ssh -N -L 3000", self.log.read_text()) or len(self.calls("srun")) < calls:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
@@ -157,7 +174,8 @@ def test_apptainer(run: list[Run], tmp_path: Path) -> None:
         assert time.monotonic() < deadline, made.log.read_text()
         time.sleep(0.1)
 
-    pull, engine, _, page = made.calls("apptainer")
+    pull, engine, pull_page, page = made.calls("apptainer")
+    around_page = (made.record / "env.2").read_text().splitlines()  # what its pull sees
 
     sif = made.cache / "images" / f"{re.sub('[^A-Za-z0-9._-]', '-', DIGEST)}.sif"
     assert f"container: apptainer ({tmp_path}/bin/apptainer)" in made.log.read_text()
@@ -171,11 +189,83 @@ def test_apptainer(run: list[Run], tmp_path: Path) -> None:
     assert given["APPTAINERENV_SLURM_NODEID"] == "0"
     assert given["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "2"
     assert "APPTAINERENV_PYTHONPATH" not in given
+    assert pull_page[-1] == "docker://ghcr.io/open-webui/open-webui:v1"
+    assert f"HOME={tmp_path}" in around_page  # the page's own settings would hide the registry's key and the proxy
+    assert "NO_PROXY=*" not in around_page
     assert page[:5] == ["run", "--cleanenv", "--no-mount", "cwd,tmp", f"--bind={made.cache}/page/r1-7b-v100:/app/backend/data"]
     assert (made.record / "env.3").read_text().count(f"APPTAINERENV_OPENAI_API_BASE_URLS=http://127.0.0.1:{20000 + 7 * 12 + 10}/v1") == 1
     assert made.end() == 0
     assert not any((tmp_path / "tmp").iterdir())
     assert not any((made.cache / "jobs").iterdir())
+
+
+@pytest.mark.parametrize("status", ["1", "0"], ids=["fails", "leaves nothing"])
+def test_an_image_that_cannot_be_fetched(status: str, tmp_path: Path) -> None:
+    """The job ends with 69 and the image's name, and no launcher is started without one."""
+    result = to_the_end(script("r1-7b-v100"), settings(tmp_path, BROKEN="engineroom", BROKEN_STATUS=status))
+
+    assert result.returncode == 69, result.stderr
+    assert f"{DIGEST} is not in {tmp_path}/cache/images, and could not be fetched" in result.stderr
+    assert not list((tmp_path / "record").glob("srun.*"))
+
+
+def test_a_page_that_cannot_be_fetched(run: list[Run], tmp_path: Path) -> None:
+    """The log says so, and the API goes on."""
+    run.append(made := Run(tmp_path, "r1-7b-v100", calls=1, BROKEN="open-webui", BROKEN_STATUS="1"))
+    deadline = time.monotonic() + 30
+    while "no page: ghcr.io/open-webui/open-webui:v1 is not in" not in made.log.read_text():
+        assert time.monotonic() < deadline, made.log.read_text()
+        time.sleep(0.1)
+
+    assert len(made.calls("srun")) == 1
+    assert made.end() == 0
+
+
+@pytest.mark.parametrize("name", ["MODELS", "ENGINEROOM_CACHE", "ENGINEROOM_TMP"])
+@pytest.mark.parametrize("last", ["my models", "a:b", "a,b"])
+def test_folders_that_cannot_be_mounted(name: str, last: str, tmp_path: Path) -> None:
+    """Mounts are words of host:container, with Pyxis between commas: the job ends with 78 and what to change, and makes nothing."""
+    result = to_the_end(script("r1-7b-v100"), settings(tmp_path, BROKEN="engineroom", BROKEN_STATUS="1", **{name: f"{tmp_path}/{last}"}))
+
+    assert result.returncode == 78
+    assert f"{name} is '{tmp_path}/{last}'" in result.stderr
+    assert not list((tmp_path / "record").iterdir())
+
+
+@pytest.mark.parametrize("models", ["/data/my models", "/data/a&b", ""])
+def test_models_without_a_container(models: str, tmp_path: Path) -> None:
+    """Nothing is mounted at /models, so the launcher is told of the folder itself."""
+    text = script("demo-cpu", models="/data/default", model="/models/mine")
+
+    result = to_the_end(text, settings(tmp_path, ENGINEROOM_CONTAINER="none", MODELS=models))
+
+    assert result.returncode == 0, result.stderr
+    assert f"\n{models or '/data/default'}/mine\n" in result.stdout
+
+
+def test_docker_keeps_the_registry_s_key(run: list[Run], tmp_path: Path) -> None:
+    """Docker's own client looks for it in HOME, which is /tmp in the page."""
+    run.append(made := Run(tmp_path, "r1-7b-v100", ENGINEROOM_CONTAINER="docker", SLURM_JOB_GPUS="0"))
+    deadline = time.monotonic() + 30
+    while not (page := [file for file in made.record.glob("docker.*") if "engineroom-7-page" in file.read_text()]):
+        assert time.monotonic() < deadline, made.log.read_text()
+        time.sleep(0.1)
+
+    around = (made.record / f"env{page[0].suffix}").read_text().splitlines()
+
+    assert {"HOME=/tmp", f"DOCKER_CONFIG={tmp_path}/.docker"} <= set(around)
+    assert "--env=DOCKER_CONFIG" not in page[0].read_text()
+    assert made.end() == 0
+
+
+def test_older_bash() -> None:
+    """Bash before 4.4 refuses an empty array under `set -u`: none that may be empty is used without a guard."""
+    text = script("r1-32b-v100", gateway=True)
+    empty = re.findall(r"^ *(\w+)=\(\)$", text, re.MULTILINE)
+
+    assert empty == ["pyxis"]
+    for name in empty:
+        assert f'"${{{name}[@]}}"' not in text.replace(f'${{{name}[@]+"${{{name}[@]}}"}}', "")
 
 
 def test_pyxis(run: list[Run], tmp_path: Path) -> None:
@@ -209,9 +299,9 @@ def test_the_gateway(no_gateway_left: None, run: list[Run], tmp_path: Path) -> N
     (tmp_path / "keys").write_text(f"alice:{KEYS['alice']}\n")
     (tmp_path / "cache/gateway/gnode10").mkdir(parents=True)
     (tmp_path / "cache/gateway/gnode10").chmod(0o777)
-    settings = {"GATEWAY_KEYS_FILE": "keys", "GATEWAY_PORT": str(port), "GATEWAY_IMAGE": image_name()}
+    own = {"GATEWAY_KEYS_FILE": "keys", "GATEWAY_PORT": str(port), "GATEWAY_IMAGE": image_name()}
     with contextlib.chdir(tmp_path):
-        run.append(made := Run(tmp_path, "r1-7b-v100", gateway=True, ENGINEROOM_CONTAINER="docker", SLURM_JOB_GPUS="0", **settings))
+        run.append(made := Run(tmp_path, "r1-7b-v100", gateway=True, ENGINEROOM_CONTAINER="docker", SLURM_JOB_GPUS="0", **own))
     door, deadline = Door(port), time.monotonic() + 30
     while door.status("GET /health") != 200:
         assert time.monotonic() < deadline, made.log.read_text()
@@ -245,11 +335,11 @@ def test_the_gateway(no_gateway_left: None, run: list[Run], tmp_path: Path) -> N
 def test_a_gateway_that_cannot_be(kind: str, keys: str, reason: str, tmp_path: Path) -> None:
     """The job ends at once with 78 where its containers are no Docker's, or without keys."""
     (tmp_path / "keys").touch()
-    settings = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SLURM_JOB_ID": "7", "ENGINEROOM_IMAGE": DIGEST}
-    settings |= {"ENGINEROOM_CONTAINER": kind, "GATEWAY_KEYS_FILE": keys}
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SLURM_JOB_ID": "7", "ENGINEROOM_IMAGE": DIGEST}
+    env |= {"ENGINEROOM_CONTAINER": kind, "GATEWAY_KEYS_FILE": keys}
 
     result = subprocess.run(
-        ["bash"], input=script("demo-cpu", gateway=True), env=settings, cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash"], input=script("demo-cpu", gateway=True), env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
 
     assert result.returncode == 78

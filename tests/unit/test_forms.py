@@ -77,7 +77,7 @@ def test_forms_say_the_same(stack: str, form: str) -> None:
         if form == "slurm":  # one folder of the user's holds everything, and the launcher's own deadlines have to do
             continue
         assert ("/cache/huggingface" in node.mounts) != inside
-        assert 0 <= node.startup - served["healthy_seconds"] < 10
+        assert 60 <= node.startup - served["healthy_seconds"] < 70  # the launcher ends by itself first, with a status
         assert node.probes == ("launch health --ready", "launch health --ready", "launch health")
 
 

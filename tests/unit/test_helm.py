@@ -20,6 +20,7 @@ from charts import Object
 
 from engineroom import jobs, stacks
 from engineroom.catalog import Catalog
+from engineroom.forms import kubernetes
 
 ROOT = Path(__file__).parents[2]
 CATALOG = Catalog(ROOT)
@@ -180,6 +181,40 @@ def test_everything_is_valid(stack: str) -> None:
         validate(item)
 
 
+def test_workers_are_renewed_together() -> None:
+    """Of three nodes none is ready before all are new, so Kubernetes must not renew one worker after another; chart and plain form agree."""
+    several = {"nodes": 3, "environment": {"LAUNCH_NODES": "3", "LAUNCH_PP": "3"}}
+    found = charts.objects(chart(SEVERAL), {"engine": several})
+    two = charts.objects(chart(SEVERAL))
+    job = jobs.job(CATALOG, forms.HOST, SEVERAL, jobs.Options())
+    plain = [kubernetes.stateful(job, "worker", replicas, [])["spec"].get("updateStrategy") for replicas in (1, 2)]
+
+    assert [items["StatefulSet", f"{SEVERAL}-worker"]["spec"].get("updateStrategy") for items in (two, found)] == plain
+    assert plain == [None, {"type": "OnDelete"}]
+    assert "updateStrategy" not in found["StatefulSet", f"{SEVERAL}-head"]["spec"]
+    for item in found.values():
+        validate(item)
+
+
+def test_names_of_digits_are_strings() -> None:
+    """Kubernetes takes a namespace, a Secret or a class called `123`, and no number in its place."""
+    values = {
+        **charts.autoscaled("keda", "waiting", prometheus={"namespace": "1"}),
+        "engine": {"secrets": {"hfToken": "2"}},
+        "gateway": {"enabled": True, "secrets": {"keys": "3", "certificate": "4"}},
+        "ingress": {"className": "5", "controllerNamespace": "6", "page": {"host": "7", "tlsSecret": "8"}, "api": {"host": "9"}},
+    }
+    values["storage"] = {**values["storage"], "class": "10", "models": "11"}
+
+    found = charts.objects(chart(ONE), values, namespace="12")
+
+    for item in found.values():
+        validate(item)
+    text = json.dumps(list(found.values()))
+    for number in range(1, 13):
+        assert f'"{number}"' in text
+
+
 @EACH
 def test_it_holds_together_under_another_name(stack: str) -> None:
     """A release called `prod`: services find pods, pods find claims, and the page finds the server."""
@@ -212,7 +247,7 @@ def test_deadlines_follow_the_settings() -> None:
     engine = charts.objects(chart(ONE), {"engine": {"environment": environment}})["Deployment", f"{ONE}-engine"]["spec"]
     pod = engine["template"]["spec"]
 
-    assert pod["containers"][0]["startupProbe"]["failureThreshold"] == 181
+    assert pod["containers"][0]["startupProbe"]["failureThreshold"] == 187  # a minute more, in tens of seconds
     assert pod["terminationGracePeriodSeconds"] == jobs.PRE_STOP_SECONDS + 300 + stacks.STOP_MARGIN_SECONDS
     assert engine["progressDeadlineSeconds"] == 1801 + 600
 
@@ -382,6 +417,7 @@ def test_ingress(part: str, component: str, path: str) -> None:
     assert annotations["own"] == "yes"
     assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
     assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) >= 3600
+    assert {annotations[f"{name}-body-size"] for name in ("nginx.ingress.kubernetes.io/proxy", "nginx.org/client-max")} == {"16m"}
     opened = {name for name in ("page", "engine") if let_in(found["NetworkPolicy", f"{ONE}-{name}"]) == {"ingress-nginx"}}
     assert opened == {component}
     assert page["WEBUI_URL"] == page["CORS_ALLOW_ORIGIN"] == ("https://ai.example.org" if part == "page" else "http://localhost:3000")

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from engineroom import cli, jobs
 from engineroom.catalog import Catalog
 from engineroom.errors import BadRequest, CannotBuild, CannotRun, EngineRoomError, UnknownName
+from engineroom.forms import FORMS
 
 
 def run(*arguments: str) -> Result:
@@ -41,9 +42,20 @@ def run(*arguments: str) -> Result:
         ("demo-cpu", {"namespace": "Team_A"}, BadRequest, "'Team_A' is no name of a namespace"),
         ("demo-cpu", {"namespace": "a" * 64}, BadRequest, "at most 63"),
         ("demo-cpu", {"namespace": "-a"}, BadRequest, "beginning and ending"),
+        (
+            "r1-7b-v100",
+            {"model": "someone/else"},
+            BadRequest,
+            "no hub id in images/models.toml.*--models WHERE --model /models/NAME.\nKnown: dee",
+        ),
+        ("r1-7b-v100", {"model": "someone/else", "models": "weights"}, BadRequest, "its size is not known"),
         ("r1-7b-v100", {"model": "/models/mine"}, BadRequest, "nothing is mounted there. Say what holds it with --models"),
+        ("r1-7b-v100", {"models": "/data/models"}, BadRequest, "'/data/models' is no name of a claim"),
         ("r1-7b-v100", {"model": "/data/mine", "models": "weights"}, BadRequest, "folders are below /models"),
         ("r1-7b-v100", {"url": "chat.example"}, BadRequest, "'chat.example' is no address of a page"),
+        ("r1-7b-v100", {"url": "http://localhost:99999"}, BadRequest, "is no address of a page: write it like"),
+        ("r1-7b-v100", {"url": "https://[::1"}, BadRequest, "is no address of a page"),
+        ("r1-7b-v100", {"url": "https://me@chat.example"}, BadRequest, "is no address of a page"),
         ("r1-7b-v100", {"hf_token": "My Secret"}, BadRequest, "'My Secret' is no name"),
         ("r1-7b-v100", {"storage_class": "fast\nspec: {}"}, BadRequest, "is no name"),
         ("v3-a100x2", {}, CannotBuild, "313 GiB on each of two A100"),
@@ -105,6 +117,69 @@ def test_options_reach_the_objects(catalog: Catalog, form: str) -> None:
         assert {"/models", "/run/engineroom"} <= node.mounts
     assert "name: hub\n" in text
     assert "name: ring\n" in text
+
+
+@pytest.mark.parametrize("word", ["yes", "No", "ON", "off", "y", "N", "1_000", "0b101", "12:30", "1e3", "007", "null", "~"])
+def test_words_that_yaml_1_1_takes_for_others_stay_strings(catalog: Catalog, word: str) -> None:
+    """Kubectl reads YAML 1.1, as this reader does, to which `gpu: yes` is a boolean and `no` is no name; keys too."""
+    text = forms.render(catalog, "r1-7b-v100", "k8s", node_selector={"gpu": word, word: "gpu"})
+
+    pod = forms.objects(text)[0]["spec"]["template"]["spec"]
+
+    assert pod["nodeSelector"] == {"gpu": word, word: "gpu"}
+    assert f'"{word}"' in next(iter(text.values()))  # one-letter words are booleans to kubectl, not to this reader
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_holds_models(catalog: Catalog, form: str) -> None:
+    """A claim on Kubernetes, where a folder would be refused by the cluster; a folder elsewhere."""
+    folder = "public/models" if form == "crater" else "/data/models"
+    if form in ("slurm", "crater"):
+        assert forms.render(catalog, "r1-7b-v100", form, models=folder, model="/models/mine")
+    else:
+        assert forms.render(catalog, "r1-7b-v100", form, models="weights.v2", model="/models/mine")
+        with pytest.raises(BadRequest, match="is no name of a claim"):
+            forms.render(catalog, "r1-7b-v100", form, models=folder, model="/models/mine")
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://chat.example/", "https://chat.example"),
+        ("HTTPS://Chat.Example:443", "https://chat.example"),
+        ("http://chat.example:80/", "http://chat.example"),
+        ("http://chat.example:443", "http://chat.example:443"),
+        ("http://[FD00::1]:8080", "http://[fd00::1]:8080"),
+    ],
+)
+@pytest.mark.parametrize("form", ["k8s", "helm"])
+def test_the_page_s_address_is_what_browsers_send(catalog: Catalog, url: str, origin: str, form: str) -> None:
+    """A page that asks from any other spelling of its address is turned away; the chart's schema takes it."""
+    found = forms.objects(forms.render(catalog, "r1-7b-v100", form, url=url))
+
+    (page,) = (item for item in found if item["kind"] == "Deployment" and item["metadata"]["name"] == "r1-7b-v100-page")
+    settings = {variable["name"]: variable["value"] for variable in page["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert settings["WEBUI_URL"] == settings["CORS_ALLOW_ORIGIN"] == origin
+
+
+@pytest.mark.parametrize(("stack", "other"), [("r1-7b-v100", "r1-14b"), ("demo-cpu", "r1-1.5b")])
+@pytest.mark.parametrize("form", ["k8s", "helm"])
+def test_another_model_brings_its_own_size(catalog: Catalog, stack: str, other: str, form: str) -> None:
+    """Disk, deadline and name are those of the model that is served, also in place of one that is in the image or has a deadline of its own."""
+    model = catalog.models[other]
+
+    found = forms.objects(forms.render(catalog, stack, form, model=model.hub))
+
+    node = next(forms.READERS[form](found, stack, 1))
+    (claim,) = (item for item in found if item["metadata"]["name"] == f"{stack}-weights")
+    start = 600 + model.bytes // 20_000_000
+    assert (node.environment["LAUNCH_MODEL"], node.environment["LAUNCH_MODEL_NAME"]) == (model.hub, other)
+    assert node.environment["LAUNCH_START_SECONDS"] == str(start)
+    assert node.startup > start
+    assert "/cache/huggingface" in node.mounts
+    assert int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 2**30 > model.bytes
+    (page,) = (item for item in found if item["kind"] == "Deployment" and item["metadata"]["name"] == f"{stack}-page")
+    assert {"name": "DEFAULT_MODELS", "value": other} in page["spec"]["template"]["spec"]["containers"][0]["env"]
 
 
 def test_who_may_reach_what(catalog: Catalog) -> None:

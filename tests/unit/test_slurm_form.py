@@ -10,7 +10,7 @@ import pytest
 
 from engineroom import stacks
 from engineroom.catalog import Catalog
-from engineroom.errors import BadRequest
+from engineroom.errors import BadRequest, CannotRun
 from engineroom.forms.slurm import HOURS
 
 CATALOG = Catalog(Path(__file__).parents[2])
@@ -44,6 +44,26 @@ def test_selectors_are_options_of_sbatch(selector: dict[str, str]) -> None:
     """Labels of Kubernetes, and what would be more than one option, are refused."""
     with pytest.raises(BadRequest, match="for Slurm these are options of sbatch"):
         directives("demo-cpu", node_selector=selector)
+
+
+def test_only_options_that_choose_nodes_can_contradict() -> None:
+    """Another GPU in the name of an account, or among the nodes that are left out, is none that the job would run on."""
+    for name in ("exclude", "account", "comment"):
+        assert directives("r1-7b-v100", node_selector={name: "h200-old"})[name] == "h200-old"
+    for name in ("constraint", "gres", "gpus", "gpus-per-node", "partition", "nodelist"):
+        with pytest.raises(CannotRun, match="v100-half is for NVIDIA V100"):
+            directives("r1-7b-v100", node_selector={name: "h200-new"})
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [("http://localhost:3000", 3000), ("http://localhost:80", 80), ("http://localhost:4000/", 4000), ("https://chat.example", 3000)],
+)
+def test_the_tunnel_ends_where_the_page_is_opened(url: str, port: int) -> None:
+    """The port that people open, which the default one of its kind has too."""
+    (text,) = forms.render(CATALOG, "demo-cpu", "slurm", url=url).values()
+
+    assert f"ssh -N -L {port}:127.0.0.1" in text
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def plan(stack: str | None, model: str | None, gpus: str | None, nodes: int | No
     "--node-selector", metavar="KEY=VALUE", multiple=True, callback=pairs, help="Labels of the nodes, in place of NVIDIA's GPU labels."
 )
 @click.option("--gang-size", type=click.IntRange(1), help="Pods that start together or not at all; only the stack's nodes make sense.")
-@click.option("--model", help="Another model than the stack's: a hub id, or a folder below /models.")
+@click.option("--model", help="Another model than the stack's: a hub id in images/models.toml, or a folder below /models.")
 @click.option(
     "--models", help="What holds models, mounted read-only at /models: a claim; a folder for Slurm; a path in your space for Crater."
 )

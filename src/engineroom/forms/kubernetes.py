@@ -68,6 +68,8 @@ def stateful(job: Job, role: str, replicas: int, environment: Sequence[Variable]
         "serviceName": f"{job['label']}-head",
         "replicas": replicas,
         "podManagementPolicy": "Parallel",  # the nodes wait for each other, not Kubernetes for them
+        # One new pod after another would never be: a new node is not ready before all are new. docs/kubernetes.md says what to type.
+        **({"updateStrategy": {"type": "OnDelete"}} if replicas > 1 else {}),
         "selector": {"matchLabels": labels(job, "engine", role)},
         "template": pod(job, role, environment),
     }

@@ -50,7 +50,7 @@ def files(catalog: Catalog, job: Job) -> dict[str, str]:
         "page_environment": quoted(job["page_environment"]),
         "gateway": gateway(job),
         **{name: quote(job[name]) if job[name] else "" for name in ("image", "page_image", "models", "url")},
-        "local_port": urlsplit(job["url"]).port or 3000,
+        "local_port": 80 if job["url"] == "http://localhost" else urlsplit(job["url"]).port or 3000,
         "request": quote(json.dumps({"model": job["model_name"], "messages": [{"role": "user", "content": "What is 17 + 25?"}]})),
     }
     return {f"{job['name']}.slurm.sh": template(catalog.root, "compose", "cluster/slurm.sh.j2", values)}

@@ -17,7 +17,7 @@ engineroom/role: {{ . }}
 {{/* Metadata: (dict "root" $ "component" "engine" "suffix" "-head"). */}}
 {{- define "engineroom.metadata" -}}
 name: {{ include "engineroom.name" .root }}{{ .suffix }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "engineroom.selector" (dict "root" .root "component" .component) | nindent 2 }}
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}

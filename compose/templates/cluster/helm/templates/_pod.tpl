@@ -71,11 +71,11 @@ spec:
         {{- if $secrets }}
         - { name: secrets, mountPath: /run/engineroom, readOnly: true }
         {{- end }}
-      startupProbe: # until the first token
+      startupProbe: # until the first token, and a minute more: the launcher's own deadline comes first and says why
         exec: { command: [launch, health, --ready] }
         periodSeconds: 10
         timeoutSeconds: 60
-        failureThreshold: {{ div (add $start 9) 10 }}
+        failureThreshold: {{ div (add $start 69) 10 }}
       readinessProbe: # a token every half minute
         exec: { command: [launch, health, --ready] }
         periodSeconds: 30
@@ -99,7 +99,7 @@ spec:
     {{- end }}
     {{- with $storage.models }}
     - name: models
-      persistentVolumeClaim: { claimName: {{ . }}, readOnly: true }
+      persistentVolumeClaim: { claimName: {{ . | quote }}, readOnly: true }
     {{- end }}
     - name: shm
       emptyDir: { medium: Memory, sizeLimit: {{ $engine.shmGiB }}Gi }
@@ -111,7 +111,7 @@ spec:
         defaultMode: 288 # 0440
         sources:
           {{- range $secrets }}
-          - secret: { name: {{ .name }}, items: [{ key: token, path: {{ .file }} }] }
+          - secret: { name: {{ .name | quote }}, items: [{ key: token, path: {{ .file }} }] }
           {{- end }}
     {{- end }}
 {{- end }}
