@@ -85,8 +85,8 @@ class LaunchPlan(NamedTuple):
         return [] if self.role == "worker" and self.cluster and self.cluster.executor == "ray" else self.line
 
 
-# Flags that may name another repository of the hub than the model's: with one of these the engine may have to ask it.
 START = "VLLM_WORKER_MULTIPROC_METHOD"  # `vllm serve` takes spawn by itself: a new Python, which imports everything once more
+# Flags that may name another repository of the hub than the model's: with one of these the engine may have to ask it.
 OTHER_REPOSITORIES = ("tokenizer", "tokenizer-path", "hf-config-path", "speculative-config", "speculative-draft-model-path", "lora-modules")
 
 

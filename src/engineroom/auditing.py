@@ -17,7 +17,7 @@ from docker.errors import ImageNotFound
 
 from engineroom import resolve, vex
 from engineroom.audit import ELF, SECRETS, device_code_findings
-from engineroom.build import client, have, require_docker
+from engineroom.build import client, require_built
 from engineroom.catalog import Catalog
 from engineroom.device_code import Data, opened, survey
 from engineroom.errors import AuditFailed, BadRequest, EngineRoomError, UnknownName
@@ -50,14 +50,8 @@ def audit(catalog: Catalog, target: str, gpu: str | None) -> dict[str, Any]:
 
 
 def audit_image(catalog: Catalog, name: str) -> dict[str, Any]:
-    """Run the audit of the build once more, in the image as it is, and look at what only Docker shows of it.
-
-    Raises EngineRoomError for one that is not built here: Docker itself would ask Docker Hub for its name.
-    """
-    require_docker()
-    image = resolve.tag(name, catalog.release_of(name))
-    if not have(image):
-        raise EngineRoomError(f"{image} is not built here. Type: make image TARGET={name}")
+    """Run the audit of the build once more, in the image as it is, and look at what only Docker shows of it. Raises as `build.require_built`."""
+    image = require_built(catalog, name)
     source = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(folder, "audit-rules.json")
@@ -65,7 +59,7 @@ def audit_image(catalog: Catalog, name: str) -> dict[str, Any]:
         Path(folder).chmod(0o755)
         mounts = [f"{source / file}:/run/engineroom/{file}:ro" for file in PROGRAM] + [f"{rules}:/run/audit-rules.json:ro"]
         result = subprocess.run(
-            ["docker", "run", "--rm", "--pull=never", "--network=none", "--user=0", "--read-only", "--entrypoint=/usr/bin/env"]
+            ["docker", "run", "--rm", "--network=none", "--user=0", "--read-only", "--entrypoint=/usr/bin/env"]
             + [part for mount in mounts for part in ("--volume", mount)]
             + [image, "-i", "PYTHONPATH=/run", "/usr/bin/python3", "-m", "engineroom.audit", "/run/audit-rules.json", "/dev/stdout"],
             capture_output=True, text=True, check=False,

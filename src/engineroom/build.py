@@ -225,6 +225,15 @@ def have(image: str) -> bool:
     return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
 
 
+def require_built(catalog: Catalog, image: str) -> str:
+    """The full name of a built image. Raises ServiceUnavailable without Docker, EngineRoomError for one that is not here: Docker would ask Docker Hub for it."""
+    require_docker()
+    name = resolve.tag(image, catalog.release_of(image))
+    if not have(name):
+        raise EngineRoomError(f"{name} is not built here. Type: make image TARGET={image}")
+    return name
+
+
 def image_id(image: str) -> str:
     """The id of an image that the engine has; empty when it has not."""
     command = ["docker", "image", "inspect", "--format", "{{.Id}}", image]

@@ -94,6 +94,10 @@ class Catalog:
         """The row of this stack, with an engine of ours or without. Raises CannotBuild or UnknownName."""
         return self.upstream_stacks.get(name) or self.stack(name)
 
+    def model_of_hub(self, hub: str) -> str:
+        """The name of the model with this hub id; empty where there is none."""
+        return next((name for name, model in self.models.items() if model.hub == hub), "")
+
     def release_of(self, image: str) -> Release:
         """The pinned engine release of an image."""
         return self.releases[self.image(image).engine]

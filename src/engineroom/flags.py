@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engineroom import resolve
-from engineroom.build import have, require_docker
+from engineroom.build import require_built
 from engineroom.catalog import Catalog
 from engineroom.errors import EngineRoomError, UnknownName
 from launcher import flags as launcher_flags
@@ -35,10 +34,7 @@ def write_snapshot(catalog: Catalog, image: str) -> Path:
 
 def run_inside(catalog: Catalog, image: str, *arguments: str, stdin: str = "") -> str:
     """Run Python in a built image, without network, among the programs of `inside`. Raises EngineRoomError with the end of what it said."""
-    require_docker()
-    name = resolve.tag(image, catalog.release_of(image))
-    if not have(name):
-        raise EngineRoomError(f"{name} is not built here. Type: make image TARGET={image}")
+    name = require_built(catalog, image)
     command = ["docker", "run", "--rm", "--interactive", "--network=none", f"--volume={INSIDE}:{IN_THE_IMAGE}:ro"]
     command += [f"--workdir={IN_THE_IMAGE}", "--entrypoint=python3", name, "-B", *arguments]
     result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)

@@ -112,14 +112,13 @@ def known_model(catalog: Catalog, wanted: str) -> str:
     """The catalog's name for a hub id; empty for a folder, or nothing. Raises BadRequest for an id of unknown size: disk and deadline come from that."""
     if not wanted or wanted.startswith("/"):
         return ""
-    by_hub = {model.hub: name for name, model in catalog.models.items()}
-    if wanted not in by_hub:
-        raise BadRequest(
-            f"--model {wanted} is no hub id in images/models.toml, so its size is not known, from which disk and deadline follow. Add a row there "
-            f"(CONTRIBUTING.md, Add a model), or fetch it yourself and say --models WHERE --model {MODELS}/NAME.\n"
-            f"Known: {', '.join(hub for hub in by_hub if not hub.startswith('/'))}."
-        )
-    return by_hub[wanted]
+    if name := catalog.model_of_hub(wanted):
+        return name
+    raise BadRequest(
+        f"--model {wanted} is no hub id in images/models.toml, so its size is not known, from which disk and deadline follow. Add a row there "
+        f"(CONTRIBUTING.md, Add a model), or fetch it yourself and say --models WHERE --model {MODELS}/NAME.\n"
+        f"Known: {', '.join(model.hub for model in catalog.models.values() if not model.hub.startswith('/'))}."
+    )
 
 
 def page_image(catalog: Catalog, host: Host, published: str) -> str:

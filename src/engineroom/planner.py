@@ -133,7 +133,7 @@ def checkpoint(catalog: Catalog, name: str) -> Checkpoint:
 
     Raises UnknownName, and BadRequest for a folder that cannot be planned for.
     """
-    row = catalog.models.get(name) or next((model for model in catalog.models.values() if model.hub == name), None)
+    row = catalog.models.get(name) or catalog.models.get(catalog.model_of_hub(name))
     if row:
         return Checkpoint(name, row.title, row.precision, row.shape, tuple(tensors.of_config(row.config)), row)
     if not Path(name).is_dir():

@@ -15,13 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docker.errors import ImageNotFound
 from dotenv import dotenv_values
 
-from engineroom import resolve
-from engineroom.build import client, require_docker
+from engineroom.build import client, require_built
 from engineroom.catalog import Catalog
-from engineroom.errors import BuildFailed, EngineRoomError
+from engineroom.errors import BuildFailed
 
 if TYPE_CHECKING:
     from cyclonedx.model.bom import Bom
@@ -41,12 +39,8 @@ def write(catalog: Catalog, image: str) -> Path:
     """
     from cyclonedx.output.json import JsonV1Dot6
 
-    require_docker()
-    name = resolve.tag(image, catalog.release_of(image))
-    try:
-        details = client().images.get(name).attrs
-    except ImageNotFound:
-        raise EngineRoomError(f"{name} is not built here. Type: make image TARGET={image}") from None
+    name = require_built(catalog, image)
+    details = client().images.get(name).attrs
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _copy_records(name, root)

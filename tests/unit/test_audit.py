@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engineroom import auditing, resolve, shared_objects
+from engineroom import auditing, build, resolve, shared_objects
 from engineroom.audit import audit
 from engineroom.catalog import Catalog
 from engineroom.device_code import opened
@@ -199,8 +199,8 @@ def test_a_damaged_wheel_is_named(catalog: Catalog, tmp_path: Path, flipped: int
 
 def test_an_image_that_cannot_be_audited(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is not built here is looked for nowhere else; --gpu is not for images, whose name is right all the same."""
-    monkeypatch.setattr(auditing, "require_docker", lambda: None)
-    monkeypatch.setattr(auditing, "have", lambda _: False)
+    monkeypatch.setattr(build, "require_docker", lambda: None)
+    monkeypatch.setattr(build, "have", lambda _: False)
 
     with pytest.raises(EngineRoomError, match=r"engineroom:cpu-\S+ is not built here. Type: make image TARGET=cpu"):
         auditing.audit(catalog, "cpu", None)
