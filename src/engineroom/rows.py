@@ -26,6 +26,8 @@ Address = Annotated[str, StringConstraints(pattern=r"^(https://[\w./:-]+)?$")]
 HubId = Annotated[str, StringConstraints(pattern=r"^/?[A-Za-z0-9][\w.-]*(/[\w.-]+)*$")]
 Advisory = Annotated[str, StringConstraints(pattern=r"^(GHSA(-[0-9a-z]{4}){3})?$")]
 Vulnerability = Annotated[str, StringConstraints(pattern=r"^CVE-\d{4}-\d{4,}$")]
+FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 Scalar = bool | int | float | str
 
 
@@ -38,7 +40,7 @@ class Row(BaseModel):
 class Setting(Row):
     """A default flag of the engine, with its reason."""
 
-    flag: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    flag: FlagName
     value: Scalar
     why: Reason
 
@@ -46,18 +48,22 @@ class Setting(Row):
 class Preset(Setting):
     """A flag of a profile. `measured` says what it gave and where, or that nobody here has measured it; `model_types` limits it to such models.
 
-    `says` is what the plan must know of a file that it names, as flags.
+    `says` is what the plan must know of a file that it names, as flags. `kernels`: only for a model of whose shape the image has compiled kernels;
+    `unless` are flags of which none may be set by the user; `env` are variables that go with it.
     """
 
     measured: Reason
     model_types: tuple[str, ...] = ()
+    kernels: bool = False
+    unless: tuple[FlagName, ...] = ()
+    env: dict[VariableName, str] = {}
     says: dict[Name, Scalar] = {}
 
 
 class Variable(Row):
     """A default environment variable, with its reason."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    name: VariableName
     value: str
     why: Reason
 
@@ -337,6 +343,18 @@ class Model(Row):
         return found
 
 
+class Kernels(Row):
+    """FlashInfer's attention for one shape of model, compiled while the image is made: `head_dim` numbers a head, `group` query heads to a head of the cache.
+
+    `measured` says where it ran.
+    """
+
+    head_dim: int = Field(gt=0, multiple_of=16, le=256)
+    group: int = Field(gt=0)
+    why: Reason
+    measured: Reason
+
+
 class Image(Row):
     """An engine release built for kinds of GPU and a precision."""
 
@@ -347,6 +365,7 @@ class Image(Row):
     prune: bool = False
     args: tuple[Setting, ...] = ()
     env: tuple[Variable, ...] = ()
+    kernels: tuple[Kernels, ...] = ()
     profiles: dict[Name, tuple[Preset, ...]] = {}
 
 

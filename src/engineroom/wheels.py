@@ -81,7 +81,8 @@ def default_folder(catalog: Catalog, image: str) -> Path:
 def locked(catalog: Catalog, image: str) -> list[Locked]:
     """Every package that a build of this image installs, from its own lock and those of the tools."""
     release = catalog.release_of(image)
-    tools = () if release.install == "debs" else TOOLS
+    tools: tuple[str, ...] = () if release.install == "debs" else TOOLS
+    tools += ("nvcc",) if catalog.image(image).kernels else ()
     texts = [("", (catalog.root / "images" / "locks" / f"{tool}.txt").read_text()) for tool in tools]
     if release.install == "wheels":
         lock = resolve.lock_file(catalog, image)
@@ -236,6 +237,7 @@ def _fill_debs(catalog: Catalog, host: Host, image: str, folder: Path, say: Say)
     record = debs / "made-for.json"
     made_for = _made_for(record)
     wanted = {*resolve.apt_packages(release), *resolve.TOOLS_PACKAGES}
+    wanted |= {*resolve.COMPILER_PACKAGES} if catalog.image(image).kernels else set()
     wrong = _debs_wrong(debs)
     if not wrong and made_for.get("base") == build.image_id(base) and wanted <= set(made_for.get("packages", [])):
         say(f"Debian's packages are in {debs}")

@@ -173,3 +173,33 @@ def test_images_of_one_release_share_their_layers() -> None:
     common = 3 + len(CATALOG.release_of("a100-half").layers) + 1  # base, Debian's, environment; the named groups and the rest
 
     assert first[:common] == second[:common]
+
+
+LOADED = """
+import ctypes, json, subprocess, sys
+stub = "/tmp/libcuda.so.1"  # there is no driver here
+source = b"int cuGetErrorName(void){return 1;} int cuGetErrorString(void){return 1;} int cuTensorMapEncodeTiled(void){return 1;}"
+subprocess.run(["gcc", "-shared", "-x", "c", "-", "-Wl,-soname,libcuda.so.1", "-o", stub], input=source, check=True)
+ctypes.CDLL(stub, ctypes.RTLD_GLOBAL)
+import torch
+from flashinfer.jit.attention import gen_batch_prefill_module
+from flashinfer.jit.xqa import gen_xqa_module
+half, cache = torch.bfloat16, torch.float8_e4m3fn
+for head_dim, group in json.loads(sys.argv[1]):
+    prompts = gen_batch_prefill_module("fa3", cache, cache, half, torch.int32, head_dim, head_dim, 0, False, False, False)
+    tokens = gen_xqa_module(half, cache, int(sys.argv[2]), head_dim, group, False, half, 1)
+    print(bool(prompts.build_and_load().plan and tokens.build_and_load().xqa_wrapper))
+"""
+
+
+@pytest.mark.parametrize("name", [name for name, image in CATALOG.images.items() if image.kernels])
+def test_kernels_are_there(name: str) -> None:
+    """FlashInfer finds attention for each shape of the catalog, in the pages that the profile asks for, and compiles nothing. That it is right was seen on a GPU."""
+    facts = json.loads((ROOT / "images" / name / "image.json").read_text())
+    (variables,) = (row["env"] for rows in facts["profiles"].values() for row in rows if row["env"])
+    (pages,) = (row["value"] for rows in facts["profiles"].values() for row in rows if row["flag"] == "block-size")
+    options = [part for item in {**variables, "FLASHINFER_CUDA_ARCH_LIST": "9.0a"}.items() for part in ("--env", "=".join(item))]
+    command = ["docker", "run", "--rm", "--network", "none", *options, "--entrypoint", "python3", built(name), "-c", LOADED]
+    result = subprocess.run([*command, json.dumps(facts["kernels"]), str(pages)], capture_output=True, text=True, check=False)
+
+    assert result.stdout.split() == ["True"] * len(facts["kernels"]), result.stderr[-3000:]

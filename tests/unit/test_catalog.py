@@ -82,6 +82,7 @@ def test_an_unknown_name_gets_the_nearest(catalog: Catalog) -> None:
         ("images/images.toml", 'engine = "vllm-0.9.2"', 'engine = "sglang-0.5.23"', "SGLang's kernels"),
         ("images/images.toml", 'precision = "half"', 'precision = "fp8"', "FP8 needs compute capability 80"),
         ("images/images.toml", 'engine = "vllm-0.9.2"', 'engine = "vllm-0.25.1"', "no device code for compute capability 70"),
+        ("images/images.toml", "[[h200-fp8.kernels]]", "[[a100-half.kernels]]", "compiles for compute capability 90, and a100 has 80"),
         ("images/images.toml", 'precision = "half"', 'precision = "bfloat16"', "a NVIDIA V100 has no bfloat16"),
         ("images/images.toml", 'why = "A V100 has no bfloat16."', 'why = ""', r"\[v100-half\].args\[0\].why"),
         ("compose/stacks.toml", "gpus = 4", "gpus = 3", "40 attention heads do not divide by 3"),
@@ -122,6 +123,19 @@ def test_a_release_that_uses_ray_has_one_with_tokens(catalog: Catalog) -> None:
 
     assert releases
     assert [name for name, ray in found.items() if not ray or (int(ray[1]), int(ray[2])) < (2, 52)] == []
+
+
+def test_kernels_are_compiled_by_their_engines_cuda(catalog: Catalog) -> None:
+    """The compiler is of the CUDA release that the engine was made with, and what it links with is what the engine brings."""
+    compiler = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / "images/locks/nvcc.txt").read_text(), re.MULTILINE))
+    engines = {image.engine for image in catalog.images.values() if image.kernels}
+
+    assert engines
+    for name in engines:
+        brought = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / f"images/locks/{name}.txt").read_text(), re.MULTILINE))
+        assert {package: compiler[package] for package in ("nvidia-cuda-runtime", "nvidia-curand")}.items() <= brought.items()
+        assert compiler["nvidia-cuda-nvcc"].startswith(f"{catalog.releases[name].cuda}.")
+        assert brought["flashinfer-python"]
 
 
 def test_a_release_that_joins_nodes_itself_has_the_flags(catalog: Catalog) -> None:

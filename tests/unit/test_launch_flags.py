@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -502,7 +503,8 @@ def test_profiles_are_made_of_flags_of_the_release(launcher: Path, image: str, p
     rows = json.loads((ROOT / "images" / image / "image.json").read_text())["profiles"][profile]
     for row in rows:
         for kind in row["model_types"] or ["qwen2"]:
-            found = plan(launcher, image, LAUNCH_MODEL=MODELS[kind], LAUNCH_PROFILE=profile, LAUNCH_CHECKS="warn")
+            gpus = "1" if row["kernels"] else "4"
+            found = plan(launcher, image, LAUNCH_MODEL=MODELS[kind], LAUNCH_PROFILE=profile, LAUNCH_CHECKS="warn", LAUNCH_GPUS=gpus)
             assert str(row["value"]) in found["command"]
             name = f"--{row['flag']}"
             assert {"name": name, "value": str(row["value"]), "source": f"{row['why']} {row['measured']}"} in found["presets"]
@@ -517,6 +519,68 @@ def test_a_profile_is_below_the_users_flags(launcher: Path) -> None:
     assert [choice["source"] for choice in found["presets"]] == ["not taken: yours counts", "not taken: it is for deepseek_v3"]
     found = plan(launcher, "h200-fp8", LAUNCH_MODEL=MODEL, LAUNCH_PROFILE="throughput", LAUNCH_ARG_KV_CACHE_DTYPE="auto")
     assert found["command"][found["command"].index("--kv-cache-dtype") + 1] == "auto"
+
+
+LLAMA = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+KERNELS = {"VLLM_HAS_FLASHINFER_CUBIN": "1", "VLLM_KV_CACHE_LAYOUT": "HND", "FLASHINFER_DISABLE_JIT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "settings", "lacks"),
+    [
+        (MODELS["qwen2"], {}, {}, ""),
+        (LLAMA, {}, {}, "the image has no kernels for this model's shape"),
+        (MODELS["deepseek_v3"], {}, {}, "the image has no kernels for this model's shape"),
+        ("", {"hidden_size": None}, {}, "the image has no kernels for this model's shape"),
+        (
+            "",
+            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 4096},
+            {},
+            "the image has no kernels for this model's shape",
+        ),
+        ("", {"torch_dtype": "float16"}, {}, "its kernels are for bfloat16"),
+        ("", {}, {"LAUNCH_GPUS": "4", "LAUNCH_TP": "2"}, "its kernels are for one GPU"),
+        ("", {}, {"LAUNCH_GPUS": "2", "LAUNCH_ARG_DATA_PARALLEL_SIZE": "2"}, "its kernels are for one GPU"),
+        ("", {}, {"LAUNCH_ARG_ENFORCE_EAGER": "true"}, "it does not go with your --enforce-eager"),
+        ("", {}, {"LAUNCH_ARG_DTYPE": "half", "LAUNCH_ARG_KV_CACHE_DTYPE": "auto"}, "it does not go with your --dtype, --kv-cache-dtype"),
+    ],
+)
+def test_compiled_kernels_are_for_one_shape(
+    launcher: Path, tmp_path: Path, model: str, changed: dict[str, object], settings: dict[str, str], lacks: str
+) -> None:
+    """Attention that was compiled into the image is asked for where it can run, whole or not at all, with its variables."""
+    if not model:
+        config = tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"]
+        config = {"architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16", **config, **changed}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "tokenizer.json").write_text("{}")
+        model = str(tmp_path)
+    settings = {"LAUNCH_PROFILE": "throughput", "LAUNCH_CHECKS": "warn", "LAUNCH_ARG_LOAD_FORMAT": "dummy", "LAUNCH_GPUS": "1", **settings}
+    found = plan(launcher, "h200-fp8", LAUNCH_MODEL=model, **settings)
+
+    attention, pages = (row for row in found["presets"] if row["name"] in {"--attention-backend", "--block-size"})
+    assert ("--attention-backend" in found["command"]) is ("--block-size" in found["command"]) is (not lacks)
+    assert {name: found["environment"].get(name) for name in KERNELS} == (dict.fromkeys(KERNELS) if lacks else KERNELS)
+    if lacks:
+        assert {attention["source"], pages["source"]} == {f"not taken: {lacks}"}
+
+
+@pytest.mark.parametrize("flag", ["attention-backend", "block-size"])
+def test_attention_and_its_pages_go_together(launcher: Path, flag: str) -> None:
+    value = {"attention-backend": "FLASH_ATTN", "block-size": "32"}[flag]
+    name = f"LAUNCH_ARG_{flag.upper().replace('-', '_')}"
+    found = plan(
+        launcher,
+        "h200-fp8",
+        LAUNCH_MODEL=MODELS["qwen2"],
+        LAUNCH_PROFILE="throughput",
+        LAUNCH_CHECKS="warn",
+        LAUNCH_GPUS="1",
+        **{name: value},
+    )
+
+    assert [row["source"] for row in found["presets"][1:]].count("not taken: yours counts") == 1
+    assert {"FLASHINFER", "64"}.isdisjoint(found["command"])
 
 
 def test_a_profile_counts_in_what_fits(launcher: Path) -> None:
