@@ -40,6 +40,21 @@ def test_the_launcher_takes_every_configuration(row: gpu_sweep.Row, model: Path,
     assert sizes & set(json.loads(printed.output)["command"]) == sizes & set(shlex.split(row.args))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_kernels_count_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """Wheels alone have FlashInfer's sources: the profile then goes without."""
+    library = tmp_path / "flashinfer/data/aot/xqa/xqa.so"
+    library.parent.mkdir(parents=True)
+    (tmp_path / "flashinfer/__init__.py").touch()
+    if compiled:
+        library.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    image = ROOT / "images/h200-fp8/image.json"
+    found = gpu_sweep.facts_here(image, tmp_path)
+
+    assert json.loads(found.read_text())["kernels"] == (json.loads(image.read_text())["kernels"] if compiled else [])
+
+
 def test_each_word_is_one_token(model: Path) -> None:
     """A load generator sends text: whatever tokens it is made of, the server must read as many."""
     found = json.loads((model / "tokenizer.json").read_text())["model"]

@@ -62,6 +62,19 @@ def test_an_image_without_a_lock(catalog: Catalog, image: str, made_of: str) -> 
         lock.write_lock(catalog, image)
 
 
+def test_the_compiler_of_kernels_travels_along(catalog: Catalog) -> None:
+    """A build that compiles kernels finds its nvcc in the folder, beside the one of another release that the engine brings; others need none."""
+    found = {
+        image: {package.version for package in wheels.locked(catalog, image) if package.package == "nvidia-cuda-nvcc"}
+        for image in ("h200-fp8", "cpu")
+    }
+
+    compiler = re.search(r"^nvidia-cuda-nvcc==(\S+)", (ROOT / "images/locks/nvcc.txt").read_text(), re.MULTILINE)
+    assert compiler
+    assert compiler[1] in found["h200-fp8"]
+    assert not found["cpu"]
+
+
 def test_a_whole_folder_is_accepted(catalog: Catalog, folder: Path) -> None:
     """A folder with every locked file, and more that is not asked for, is fine."""
     (folder / "torch-2.0-cp311-cp311-manylinux_2_28_x86_64.whl").write_bytes(b"of another image")
