@@ -17,7 +17,7 @@ class ImageFacts(NamedTuple):
     `memory` is how the release deals a GPU's memory out (launcher.fit.Engine), None where it has none.
     `fork`: the release was seen to work with its core as a fork of its server, on one GPU. `told` is what files say that flags of the chosen profile name, as flags.
     `profiles` are flags for a load, by the profile's name; `siblings` are all images of the catalog: engine, precision and compute capabilities of each.
-    `kernels` are the shapes of models, numbers a head and query heads to a head of the cache, for which attention was compiled into the image.
+    `kernels` are the shapes of models, numbers a head and query heads to a head of the cache, for which attention was compiled into the image, and flags with which it was not tried.
     """
 
     image: str
@@ -38,7 +38,7 @@ class ImageFacts(NamedTuple):
     siblings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     fork: bool = False
     told: Mapping[str, Any] = MappingProxyType({})
-    kernels: Sequence[Sequence[int]] = ()
+    kernels: Sequence[Mapping[str, Any]] = ()
 
 
 def load(path: str) -> ImageFacts:

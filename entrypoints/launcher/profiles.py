@@ -12,6 +12,8 @@ from launcher.facts import ImageFacts
 from launcher.settings import Settings
 from launcher.sizing import Choice
 
+NO_KERNELS = "the image has no kernels for this model's shape"
+
 
 def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any], gpus: int) -> tuple[ImageFacts, tuple[Choice, ...]]:
     """The image with the flags of LAUNCH_PROFILE among its own, and each of them with its reason and where that was measured.
@@ -36,10 +38,8 @@ def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any], gpus
             source = "not taken: yours counts"
         elif row["model_types"] and config.get("model_type") not in row["model_types"]:
             source = f"not taken: it is for {', '.join(row['model_types'])}"
-        elif lacks := row["kernels"] and without_kernels(facts, config, gpus):
+        elif lacks := row["kernels"] and without_kernels(settings, facts, config, gpus):
             source = f"not taken: {lacks}"
-        elif others := [f"--{other}" for other in row["unless"] if is_set(other, settings)]:
-            source = f"not taken: it does not go with your {', '.join(others)}"
         else:
             source = f"{row['why']} {row['measured']}"
             taken[flag] = row["value"]
@@ -50,20 +50,25 @@ def apply(settings: Settings, facts: ImageFacts, config: Mapping[str, Any], gpus
 
 
 def is_set(flag: str, settings: Settings) -> bool:
-    """Whether the user has set a flag of the engine."""
-    return flag in settings.args or bool(flag_value(settings.extra, flag))
+    """Whether the user has set a flag of the engine, or a part of one that takes JSON (`--speculative-config.method`)."""
+    return any(key.partition(".")[0].rstrip("+") == flag for key in settings.args) or bool(flag_value(settings.extra, flag))
 
 
-def without_kernels(facts: ImageFacts, config: Mapping[str, Any], gpus: int) -> str:
+def without_kernels(settings: Settings, facts: ImageFacts, config: Mapping[str, Any], gpus: int) -> str:
     """Why the attention that was compiled into the image is not for this model; empty where it is.
 
     On several GPUs vLLM 0.25.1 would have FlashInfer add up their parts as well, for which nothing is compiled (enable_allreduce_rms_fusion in its config/vllm.py).
     """
     shape = fit.shape(config)
-    if not shape or shape.latent or any(shape.windows) or [shape.head_dim, shape.heads // shape.kv_heads] not in facts.kernels:
-        return "the image has no kernels for this model's shape"
-    if config.get("torch_dtype", config.get("dtype")) != "bfloat16":
-        return "its kernels are for bfloat16"
+    if not shape or shape.latent or any(shape.windows) or config.get("use_sliding_window") or config.get("is_causal") is False:
+        return NO_KERNELS
+    wanted = {"head_dim": shape.head_dim, "group": shape.heads // shape.kv_heads}
+    found = next((kernels for kernels in facts.kernels if wanted.items() <= kernels.items()), None)
+    if not found:
+        return NO_KERNELS
+    if (config.get("torch_dtype") or config.get("dtype")) != "bfloat16" or (config.get("quantization_config") or {}).get("kv_cache_scheme"):
+        return "its kernels are for bfloat16, and a cache without scales of its own"
     if gpus > 1:
         return "its kernels are for one GPU"
-    return ""
+    untried = [f"--{flag}" for flag in found["unless"] if is_set(flag, settings)]
+    return f"not tried with your {', '.join(untried)}" if untried else ""

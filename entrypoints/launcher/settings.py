@@ -35,7 +35,9 @@ class Setting(NamedTuple):
 SETTINGS = (
     Setting("model", str, None, "Folder or hub id of the model.", spellings=("--model-path",)),
     Setting("model_name", str, None, "Name that the API shows.", spellings=("--served-model-name",)),
-    Setting("profile", str, None, "What the image's presets are for: latency or throughput, where it has them (default: both)."),
+    Setting(
+        "profile", str, None, "What the image's presets are for: latency, throughput or batch, where it has them (default: every load)."
+    ),
     Setting("role", str, "auto", "What this container does.", ("auto", "single", "head", "worker")),
     Setting(
         "nodes", int, None, "Nodes in the stack, the head included (default: what the scheduler says, else 1).", spellings=("--nnodes",)

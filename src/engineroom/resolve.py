@@ -168,7 +168,7 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "args": args,
         "env": {variable.name: variable.value for variable in image.env},
         "profiles": {name: [preset.model_dump() for preset in presets] for name, presets in image.profiles.items()},
-        "kernels": [[row.head_dim, row.group] for row in image.kernels],
+        "kernels": [row.model_dump(include={"head_dim", "group", "unless"}) for row in image.kernels],
         "siblings": siblings(catalog),
     }
 

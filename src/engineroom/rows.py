@@ -49,13 +49,12 @@ class Preset(Setting):
     """A flag of a profile. `measured` says what it gave and where, or that nobody here has measured it; `model_types` limits it to such models.
 
     `says` is what the plan must know of a file that it names, as flags. `kernels`: only for a model of whose shape the image has compiled kernels;
-    `unless` are flags of which none may be set by the user; `env` are variables that go with it.
+    `env` are variables that go with it.
     """
 
     measured: Reason
     model_types: tuple[str, ...] = ()
     kernels: bool = False
-    unless: tuple[FlagName, ...] = ()
     env: dict[VariableName, str] = {}
     says: dict[Name, Scalar] = {}
 
@@ -346,11 +345,12 @@ class Model(Row):
 class Kernels(Row):
     """FlashInfer's attention for one shape of model, compiled while the image is made: `head_dim` numbers a head, `group` query heads to a head of the cache.
 
-    `measured` says where it ran.
+    `unless` are flags with which they were not tried: none of them may be set by the user. `measured` says where it ran.
     """
 
-    head_dim: int = Field(gt=0, multiple_of=16, le=256)
+    head_dim: Literal[64, 128, 256]
     group: int = Field(gt=0)
+    unless: tuple[FlagName, ...] = ()
     why: Reason
     measured: Reason
 

@@ -165,12 +165,13 @@ def sweep(chosen: list[Row], settings: dict[str, str], model: Path, out: Path, s
 
 
 def facts_here(image: Path, folder: Path) -> Path:
-    """The image's facts, without the kernels that are compiled into it where this Python's FlashInfer has none in `data/aot`."""
-    found = importlib.util.find_spec("flashinfer")
-    if found and found.origin and any(Path(found.origin).parent.glob("data/aot/*/*.so")):
-        return image.resolve()
+    """The image's facts, with those of its compiled kernels that this Python's FlashInfer has in `data/aot`."""
+    facts, found = json.loads(image.read_text()), importlib.util.find_spec("flashinfer")
+    compiled = list(Path(found.origin).parent.glob("data/aot/xqa_*/*.so")) if found and found.origin else []
+    shapes = [f"_head_dim_{row['head_dim']}_head_group_ratio_{row['group']}_" for row in facts["kernels"]]
+    kernels = [row for row, shape in zip(facts["kernels"], shapes, strict=True) if any(shape in file.name for file in compiled)]
     target = folder / "image.json"
-    target.write_text(json.dumps({**json.loads(image.read_text()), "kernels": []}))
+    target.write_text(json.dumps({**facts, "kernels": kernels}))
     return target
 
 

@@ -43,7 +43,7 @@ def test_the_launcher_takes_every_configuration(row: gpu_sweep.Row, model: Path,
 @pytest.mark.parametrize("compiled", [True, False])
 def test_kernels_count_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     """Wheels alone have FlashInfer's sources: the profile then goes without."""
-    library = tmp_path / "flashinfer/data/aot/xqa/xqa.so"
+    library = tmp_path / "flashinfer/data/aot/xqa_page_size_64/xqa_page_size_64_head_dim_128_head_group_ratio_7_use_spec_dec_False.so"
     library.parent.mkdir(parents=True)
     (tmp_path / "flashinfer/__init__.py").touch()
     if compiled:

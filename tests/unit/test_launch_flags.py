@@ -523,40 +523,39 @@ def test_a_profile_is_below_the_users_flags(launcher: Path) -> None:
 
 LLAMA = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 KERNELS = {"VLLM_HAS_FLASHINFER_CUBIN": "1", "VLLM_KV_CACHE_LAYOUT": "HND", "FLASHINFER_DISABLE_JIT": "1"}
+NO_KERNELS = "the image has no kernels for this model's shape"
+OTHER_NUMBERS = "its kernels are for bfloat16, and a cache without scales of its own"
 
 
 @pytest.mark.parametrize(
-    ("model", "changed", "settings", "lacks"),
+    ("changed", "settings", "lacks"),
     [
-        (MODELS["qwen2"], {}, {}, ""),
-        (LLAMA, {}, {}, "the image has no kernels for this model's shape"),
-        (MODELS["deepseek_v3"], {}, {}, "the image has no kernels for this model's shape"),
-        ("", {"hidden_size": None}, {}, "the image has no kernels for this model's shape"),
-        (
-            "",
-            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 4096},
-            {},
-            "the image has no kernels for this model's shape",
-        ),
-        ("", {"torch_dtype": "float16"}, {}, "its kernels are for bfloat16"),
-        ("", {}, {"LAUNCH_GPUS": "4", "LAUNCH_TP": "2"}, "its kernels are for one GPU"),
-        ("", {}, {"LAUNCH_GPUS": "2", "LAUNCH_ARG_DATA_PARALLEL_SIZE": "2"}, "its kernels are for one GPU"),
-        ("", {}, {"LAUNCH_ARG_ENFORCE_EAGER": "true"}, "it does not go with your --enforce-eager"),
-        ("", {}, {"LAUNCH_ARG_DTYPE": "half", "LAUNCH_ARG_KV_CACHE_DTYPE": "auto"}, "it does not go with your --dtype, --kv-cache-dtype"),
+        ({}, {}, ""),
+        ({"torch_dtype": None, "dtype": "bfloat16"}, {}, ""),
+        ({"hidden_size": None}, {}, NO_KERNELS),
+        ({"num_attention_heads": 32}, {}, NO_KERNELS),
+        ({"use_sliding_window": True, "max_window_layers": 28, "sliding_window": 4096}, {}, NO_KERNELS),
+        ({"is_causal": False}, {}, NO_KERNELS),
+        ({"torch_dtype": "float16"}, {}, OTHER_NUMBERS),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "kv_cache_scheme": {"strategy": "attn_head"}}}, {}, OTHER_NUMBERS),
+        ({"model_type": "llama"}, {}, "it is for qwen2"),
+        ({}, {"LAUNCH_GPUS": "4", "LAUNCH_TP": "2"}, "its kernels are for one GPU"),
+        ({}, {"LAUNCH_GPUS": "2", "LAUNCH_ARG_DATA_PARALLEL_SIZE": "2"}, "its kernels are for one GPU"),
+        ({}, {"LAUNCH_ARG_ENFORCE_EAGER": "true"}, "not tried with your --enforce-eager"),
+        ({}, {"LAUNCH_ARG_DTYPE": "half", "LAUNCH_ARG_KV_CACHE_DTYPE": "auto"}, "not tried with your --dtype, --kv-cache-dtype"),
+        ({}, {"LAUNCH_ARG_SPEC_TOKENS": "3"}, "not tried with your --spec-tokens"),
     ],
 )
 def test_compiled_kernels_are_for_one_shape(
-    launcher: Path, tmp_path: Path, model: str, changed: dict[str, object], settings: dict[str, str], lacks: str
+    launcher: Path, tmp_path: Path, changed: dict[str, object], settings: dict[str, str], lacks: str
 ) -> None:
-    """Attention that was compiled into the image is asked for where it can run, whole or not at all, with its variables."""
-    if not model:
-        config = tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"]
-        config = {"architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16", **config, **changed}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "tokenizer.json").write_text("{}")
-        model = str(tmp_path)
-    settings = {"LAUNCH_PROFILE": "throughput", "LAUNCH_CHECKS": "warn", "LAUNCH_ARG_LOAD_FORMAT": "dummy", "LAUNCH_GPUS": "1", **settings}
-    found = plan(launcher, "h200-fp8", LAUNCH_MODEL=model, **settings)
+    """Attention that was compiled into the image is asked for where it has run, whole or not at all, with its variables."""
+    config = tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"]
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "bfloat16", **config, **changed}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    settings = {"LAUNCH_PROFILE": "batch", "LAUNCH_CHECKS": "warn", "LAUNCH_ARG_LOAD_FORMAT": "dummy", "LAUNCH_GPUS": "1", **settings}
+    found = plan(launcher, "h200-fp8", LAUNCH_MODEL=str(tmp_path), **settings)
 
     attention, pages = (row for row in found["presets"] if row["name"] in {"--attention-backend", "--block-size"})
     assert ("--attention-backend" in found["command"]) is ("--block-size" in found["command"]) is (not lacks)
@@ -565,22 +564,46 @@ def test_compiled_kernels_are_for_one_shape(
         assert {attention["source"], pages["source"]} == {f"not taken: {lacks}"}
 
 
+@pytest.mark.parametrize("model", [LLAMA, MODELS["deepseek_v3"]])
+def test_other_models_keep_their_attention(launcher: Path, model: str) -> None:
+    found = plan(launcher, "h200-fp8", LAUNCH_MODEL=model, LAUNCH_PROFILE="batch", LAUNCH_CHECKS="warn", LAUNCH_GPUS="1")
+
+    assert "--attention-backend" not in found["command"]
+    assert found["command"][found["command"].index("--kv-cache-dtype") + 1] == "fp8"
+
+
 @pytest.mark.parametrize("flag", ["attention-backend", "block-size"])
 def test_attention_and_its_pages_go_together(launcher: Path, flag: str) -> None:
     value = {"attention-backend": "FLASH_ATTN", "block-size": "32"}[flag]
     name = f"LAUNCH_ARG_{flag.upper().replace('-', '_')}"
     found = plan(
-        launcher,
-        "h200-fp8",
-        LAUNCH_MODEL=MODELS["qwen2"],
-        LAUNCH_PROFILE="throughput",
-        LAUNCH_CHECKS="warn",
-        LAUNCH_GPUS="1",
-        **{name: value},
+        launcher, "h200-fp8", LAUNCH_MODEL=MODELS["qwen2"], LAUNCH_PROFILE="batch", LAUNCH_CHECKS="warn", LAUNCH_GPUS="1", **{name: value}
     )
 
-    assert [row["source"] for row in found["presets"][1:]].count("not taken: yours counts") == 1
+    assert {row["source"] for row in found["presets"][1:]} == {"not taken: yours counts", f"not taken: not tried with your --{flag}"}
     assert {"FLASHINFER", "64"}.isdisjoint(found["command"])
+
+
+@pytest.mark.parametrize(
+    ("word", "flag"),
+    [("-O0", "optimization-level"), ("-cc.mode=0", "compilation-config"), ("--attention-config.backend=FLASH_ATTN", "attention-config")],
+)
+def test_a_part_of_a_flag_counts_as_the_flag(launcher: Path, word: str, flag: str) -> None:
+    """What switches the compiled path off in another spelling."""
+    found = plan(launcher, "h200-fp8", word, LAUNCH_MODEL=MODELS["qwen2"], LAUNCH_PROFILE="batch", LAUNCH_CHECKS="warn", LAUNCH_GPUS="1")
+
+    assert [row["source"] for row in found["presets"][1:]] == [f"not taken: not tried with your --{flag}"] * 2
+
+
+@pytest.mark.parametrize(
+    "image", [image for image in IMAGES if json.loads((ROOT / "images" / image / "image.json").read_text())["kernels"]]
+)
+def test_what_kernels_were_not_tried_with_are_flags(launcher: Path, image: str) -> None:
+    known = flags.load(str(launcher / image / "flags.json"))
+    rows = json.loads((launcher / image / "image.json").read_text())["kernels"]
+
+    assert known
+    assert [flag for row in rows for flag in row["unless"] if not known.find(f"--{flag}")] == []
 
 
 def test_a_profile_counts_in_what_fits(launcher: Path) -> None:
@@ -598,7 +621,7 @@ def test_a_profile_counts_in_what_fits(launcher: Path) -> None:
     [
         (
             "h200-fp8", "latancy",
-            "Image h200-fp8 has no profile latancy; it has latency, throughput. Did you mean latency? Set LAUNCH_PROFILE to one that it has, or unset it.",
+            "Image h200-fp8 has no profile latancy; it has latency, throughput, batch. Did you mean latency? Set LAUNCH_PROFILE to one that it has, or unset it.",
         ),
         (
             "v100-half", "latency",
