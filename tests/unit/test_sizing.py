@@ -28,7 +28,7 @@ def dry_run(stub_gpus: Callable[[str], None], tmp_path: Path) -> Callable[..., d
         stub_gpus(gpus)
         shutil.copy(ROOT / "images" / image / "image.json", tmp_path)
         shutil.copy(ROOT / "images/flags" / f"{CATALOG.images[image].engine}.json", tmp_path / "flags.json")
-        folder = small_model(tmp_path / "model", CATALOG.models[model].config)
+        folder = small_model(tmp_path / "model", {"torch_dtype": "bfloat16", **CATALOG.models[model].config})
         settings = {"LAUNCH_IMAGE": str(tmp_path / "image.json"), "LAUNCH_MODEL": str(folder), "LAUNCH_PORT": "20998", **env}
         result = CliRunner().invoke(cli.cli, ["serve", "--dry-run", "--json", *arguments], env=settings)
         found: dict[str, Any] = json.loads(result.output)
@@ -90,6 +90,17 @@ def test_a_gpu_that_something_else_uses(dry_run: Callable[..., dict[str, Any]], 
     assert 0.69 < float(value) < 0.72
     assert "something else runs there" in source
     assert found["command"][found["command"].index("--gpu-memory-utilization") + 1] == value
+
+
+def test_flashinfer_has_room_beside_the_share(dry_run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two workspaces of 394 MiB are taken after the cache is sized: a share that was cut to what is free leaves them that."""
+    monkeypatch.setenv("STUB_USED_GIB", "40")
+    left = []
+    for profile in ("throughput", "batch"):
+        found = dry_run("h200-fp8", "NVIDIA H100:90:80", "r1-7b", LAUNCH_PROFILE=profile)
+        left.append(found["sizing"]["free"] - float(sources(found)["memory fraction"][0]) * 80 * 2**30)
+
+    assert left[0] < 2 * 394 * 2**20 <= left[1]
 
 
 @pytest.mark.parametrize(
