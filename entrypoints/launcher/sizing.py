@@ -16,9 +16,7 @@ from launcher.settings import Settings
 MARGIN = 0.95  # of the tokens that fit by our count: the engine counts once more, and refuses a context that is a block too long
 LEAST_REQUEST = 1024  # tokens: requests that may run at once have at least so many each, or they would push each other out of the cache
 CACHE_SIZES = ("kv-cache-memory-bytes", "num-gpu-blocks-override")  # vLLM then looks at no fraction
-FLASHINFER_BYTES = (
-    2 * 394 * fit.MIB
-)  # its two workspaces, taken after the cache is sized: v1/attention/backends/flashinfer.py of vLLM 0.25.1
+FLASHINFER_BYTES = 2 * 394 * fit.MIB  # two workspaces, after the cache is sized (v1/attention/backends/flashinfer.py of vLLM 0.25.1)
 PROCESS = 600 * fit.MIB  # what CUDA itself takes of a GPU before the engine looks at what is free; 520 MiB on an H200 with driver 580
 
 
