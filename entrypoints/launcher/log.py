@@ -24,12 +24,10 @@ form = os.environ.get("LAUNCH_LOG")  # until the settings are read, which can fa
 
 def write(event: str, message: str, level: str = "INFO", **fields: object) -> None:
     """Say something on standard error; JSON has the fields as well. A reader that has gone is no reason to end."""
+    line = _json(level, event, message, fields) if form == "json" else f"{level} {MARK} {message}"
     try:
-        print(
-            _json(level, event, message, fields) if form == "json" else f"{level} {MARK} {message}",
-            file=sys.stderr,
-            flush=True,
-        )
+        sys.stderr.write(f"{line}\n")  # in one piece: unbuffered, print writes the end of the line apart, and the engine comes between
+        sys.stderr.flush()
     except OSError:
         discard(sys.stderr)
 

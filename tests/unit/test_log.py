@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
+from unittest import mock
 
 import pytest
 
@@ -26,6 +28,15 @@ def test_a_line_can_be_read_again(form: str, capsys: pytest.CaptureFixture[str],
         assert list(row) == ["time", "level", "event", "message", "code"]
         assert (found.event, row["code"], row["message"].count("\n")) == ("exit", 70, 2)
         assert datetime.fromisoformat(row["time"]).tzinfo
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an image nothing is buffered, and the engine writes at the same time."""
+    errors = mock.Mock()
+    monkeypatch.setattr(sys, "stderr", errors)
+    log.write("started", "started   1.0 s")
+
+    errors.write.assert_called_once_with("INFO [launch] started   1.0 s\n")
 
 
 @pytest.mark.parametrize("line", ["INFO 08-25 [api_server.py:1] x", '{"time": 1}', '{"time": "x', '{"time":[]}', "", "ERROR"])
