@@ -228,7 +228,7 @@ def door(demo: Demo) -> Iterator[Door]:
     assert f"Others  https://127.0.0.1:{found.port} has both" in result.stdout
     assert (found.status("GET /health"), found.status("GET /")) == (200, 200)
     yield found
-    demo.compose("rm", "--stop", "--force", "demo-cpu-gateway")
+    demo.compose("rm", "--stop", "--force", "--volumes", "demo-cpu-gateway")
 
 
 def image_name() -> str:

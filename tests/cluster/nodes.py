@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import containers
 import docker
 import pytest
 from checkpoints import small_model
@@ -124,11 +125,8 @@ class Node:
 
     def privileged(self, *command: str) -> str:
         """Run a program in the container's network with rights over it."""
-        output = docker.from_env().containers.run(
-            IMAGE, list(command[1:]), entrypoint=command[0], user="0:0", cap_add=["NET_ADMIN"],
-            network_mode=f"container:{self.container.id}", remove=True,
-        )  # fmt: skip
-        return str(output.decode())
+        network = f"container:{self.container.id}"
+        return containers.run(IMAGE, list(command[1:]), entrypoint=command[0], user="0:0", cap_add=["NET_ADMIN"], network_mode=network)
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask its API from inside, as the page does."""

@@ -218,7 +218,7 @@ def test_fault_21_unauthenticated_job(stack: Stack) -> None:
     for how, container in asking.items():
         container.wait(timeout=120)
         output = container.logs().decode()
-        container.remove()
+        container.remove(v=True)
         assert f"{how} {'OPEN' if 'right' in how else 'refused'}" in output, output
         assert not re.search(r"^\d+ OPEN", output, re.MULTILINE), output
     assert head.get("/health")[0] == 200

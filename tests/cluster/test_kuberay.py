@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import docker
+import containers
 import forms
 import pytest
 from cluster.nodes import ROOT, TOKEN, Stack
@@ -36,12 +36,11 @@ def test_nodes_meet_under_kuberay(stack: Stack, tmp_path: Path) -> None:
         "network": stack.network.name,
         "mounts": mounts,
         "mem_limit": "256m",
-        "remove": True,
     }
-    client, question = docker.from_env(), ["ray health-check --address head:6379"]
-    client.containers.run(stack.image, question, environment=worker_env, read_only=True, tmpfs={"/tmp": ""}, **waiting)
+    question = ["ray health-check --address head:6379"]
+    containers.run(stack.image, question, environment=worker_env, read_only=True, tmpfs={"/tmp": ""}, **waiting)
     with pytest.raises(ContainerError, match="token is missing or incorrect"):
-        client.containers.run(stack.image, question, environment={**worker_env, "RAY_AUTH_MODE": "disabled"}, **waiting)
+        containers.run(stack.image, question, environment={**worker_env, "RAY_AUTH_MODE": "disabled"}, **waiting)
     worker = stack.start("worker", options={"mounts": mounts}, **unsaid, **worker_env)
     head.wait_for("ready after")
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import containers
 import docker
 import pytest
 from browser.test_chat import ask, browser, expect_answer, sign_up, visit
@@ -130,10 +131,8 @@ def test_fault_03_engine_process_dies_on_the_other_machine(machines: tuple[Machi
     first, second = machines
     head, worker = first.node(f"{STACK}-engine"), second.node(f"{STACK}-worker")
     began = time.monotonic()
-    docker.from_env().containers.run(
-        IMAGE, ["-KILL", "-f", "VLLM::Worker"], entrypoint="pkill", user="0:0",
-        pid_mode=f"container:{worker.container.id}", cap_add=["KILL"], remove=True,
-    )  # fmt: skip
+    processes = f"container:{worker.container.id}"
+    containers.run(IMAGE, ["-KILL", "-f", "VLLM::Worker"], entrypoint="pkill", user="0:0", pid_mode=processes, cap_add=["KILL"])
     worker.wait_for(r"ERROR \[launch\]", 30)
     head.wait_for(r"ERROR \[launch\]", 30)
     print(f"both noticed after {time.monotonic() - began:.1f} s (bound 30)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import docker
+import containers
 import forms
 import pytest
 from image.conftest import ROOT
@@ -33,8 +33,8 @@ def test_launcher_takes_its_role(image: str, stack: str, form: str, tmp_path: Pa
     for node in nodes:
         env = {**node.environment, **node.scheduler, "LAUNCH_IMAGE": "/etc/engineroom/image.json"}
         env |= {"LAUNCH_CLUSTER_TOKEN_FILE": "/token"} if row.nodes > 1 else {}
-        output = docker.from_env().containers.run(
-            image, ["serve", "--dry-run", "--json"], environment=env, remove=True, hostname=node.scheduler.get("HOSTNAME", "node"),
+        output = containers.run(
+            image, ["serve", "--dry-run", "--json"], environment=env, hostname=node.scheduler.get("HOSTNAME", "node"),
             volumes={str(token): {"bind": "/token", "mode": "ro"}}, shm_size=f"{node.shm_gib or 1}g",
         )  # fmt: skip
         plans.append(json.loads(output))

@@ -85,7 +85,7 @@ def test_a_second_run_uses_what_is_there(demo: Demo) -> None:
 
 def test_an_interrupted_run_goes_on(demo: Demo) -> None:
     """Ctrl-C at any point leaves nothing broken: the next run ends well."""
-    demo.compose("rm", "--stop", "--force", "demo-cpu-engine")
+    demo.compose("rm", "--stop", "--force", "--volumes", "demo-cpu-engine")
     try:
         for seconds in (0.5, 2, 5, 15):  # before Docker is asked, in a build, at the start of the engine, while it loads
             process = subprocess.Popen(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import containers
 import docker
 import pytest
 from docker.errors import ImageNotFound
@@ -218,15 +219,14 @@ def test_offline_build(checkout: Checkout, whole: Path) -> None:
     check = "import torch, vllm; from importlib.metadata import version; print(version('vllm'), torch.__version__)"
     build.build(Catalog(ROOT), Host.load(ROOT), ["cpu"], lambda _: None)
     assert files(checkout.tag("cpu")) == files(resolve.tag("cpu", checkout.catalog.release_of("cpu")))
-    shown = docker.from_env().containers.run(checkout.tag("cpu"), ["-c", check], entrypoint="python3", network_mode="none", remove=True)
-    assert shown.decode().splitlines()[-1] == f"{checkout.catalog.release_of('cpu').version}+cpu {locked('torch', checkout.catalog)}"
+    shown = containers.run(checkout.tag("cpu"), ["-c", check], entrypoint="python3", network_mode="none")
+    assert shown.splitlines()[-1] == f"{checkout.catalog.release_of('cpu').version}+cpu {locked('torch', checkout.catalog)}"
 
 
 def files(image: str) -> list[str]:
     """Mode, time, path and digest of every file of engine and launcher; Debian's may be renewed by a mirror at any time."""
     shown = "find /opt -type f -printf '%m %T@ %p\\n' | sort -k 3; find /opt -type l -printf '%p %l\\n' | sort; find /opt -type f -print0 | sort -z | xargs -0 sha256sum"
-    output = docker.from_env().containers.run(image, ["-c", shown], entrypoint="sh", network_mode="none", remove=True)
-    return output.decode().splitlines()
+    return containers.run(image, ["-c", shown], entrypoint="sh", network_mode="none").splitlines()
 
 
 def locked(package: str, catalog: Catalog) -> str:

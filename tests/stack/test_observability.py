@@ -88,7 +88,7 @@ def prometheus(demo: Demo, image: str) -> Iterator[Prometheus]:
         assert engineroom(demo, "smoke").returncode == 0
     running.wait("engineroom:tpot:p95 > 0")
     yield running
-    demo.compose("--profile", "*", "rm", "--stop", "--force", *added)
+    demo.compose("--profile", "*", "rm", "--stop", "--force", "--volumes", *added)
 
 
 @pytest.mark.parametrize("query", [query for query in QUERIES if not query.startswith("DCGM_")])
