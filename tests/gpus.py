@@ -19,6 +19,9 @@ from launched import ROOT
 
 REHEARSAL = os.environ.get("ENGINEROOM_REHEARSAL") == "1"
 FIGURES = Path(os.environ.get("ENGINEROOM_FIGURES", "/dev/null"))
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+CONFIGS = {name: row["config"] for name, row in tomllib.loads((ROOT / "images/models.toml").read_text()).items()}
+MODELS = {name: config for name, config in CONFIGS.items() if config["model_type"] in ARCHITECTURES}
 READY = 240  # seconds; the first start on a machine reads everything from its disk
 
 
@@ -35,9 +38,9 @@ def keep(log: Path, name: str) -> None:
         shutil.copy(log, FIGURES.parent / f"{name}.log")
 
 
-def seven_billion(folder: Path) -> Path:
-    """The 7 B distill's shapes, without weights."""
-    return shapes.write(folder, "Qwen2ForCausalLM", tomllib.loads((ROOT / "images/models.toml").read_text())["r1-7b"]["config"])
+def without_weights(folder: Path, name: str = "r1-7b") -> Path:
+    """The shapes of one of MODELS."""
+    return shapes.write(folder, ARCHITECTURES[MODELS[name]["model_type"]], MODELS[name])
 
 
 def memory() -> list[int]:

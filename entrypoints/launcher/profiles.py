@@ -62,8 +62,8 @@ def without_kernels(settings: Settings, facts: ImageFacts, config: Mapping[str, 
     shape = fit.shape(config)
     if not shape or shape.latent or any(shape.windows) or config.get("use_sliding_window") or config.get("is_causal") is False:
         return NO_KERNELS
-    wanted = {"head_dim": shape.head_dim, "group": shape.heads // shape.kv_heads}
-    found = next((kernels for kernels in facts.kernels if wanted.items() <= kernels.items()), None)
+    group = shape.heads // shape.kv_heads
+    found = next((row for row in facts.kernels if row["head_dim"] == shape.head_dim and group in row["groups"]), None)
     if not found:
         return NO_KERNELS
     if (config.get("torch_dtype") or config.get("dtype")) != "bfloat16" or (config.get("quantization_config") or {}).get("kv_cache_scheme"):

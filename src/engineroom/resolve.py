@@ -168,7 +168,7 @@ def image_facts(catalog: Catalog, name: str) -> dict[str, Any]:
         "args": args,
         "env": {variable.name: variable.value for variable in image.env},
         "profiles": {name: [preset.model_dump() for preset in presets] for name, presets in image.profiles.items()},
-        "kernels": [row.model_dump(include={"head_dim", "group", "unless"}) for row in image.kernels],
+        "kernels": [row.model_dump(include={"head_dim", "groups", "unless"}) for row in image.kernels],
         "siblings": siblings(catalog),
     }
 
@@ -212,7 +212,7 @@ def dockerfile(catalog: Catalog, name: str, wheel_layers: list[LayerFile]) -> di
         "apt": apt_packages(release),
         "tools_apt": () if release.install == "debs" else TOOLS_PACKAGES,
         "compiler_apt": COMPILER_PACKAGES,
-        "kernels": [f"{row.head_dim}:{row.group}" for row in image.kernels],
+        "kernels": [f"{row.head_dim}:{group}" for row in image.kernels for group in row.groups],
         "layers": wheel_layers,
         "model_folders": [{"source": f"models/{image.model}", "target": model_folder(image.model)}] if image.model else [],
         "environment": ENVIRONMENTS[release.engine],

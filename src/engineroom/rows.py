@@ -343,13 +343,13 @@ class Model(Row):
 
 
 class Kernels(Row):
-    """FlashInfer's attention for one shape of model, compiled while the image is made: `head_dim` numbers a head, `group` query heads to a head of the cache.
+    """FlashInfer's attention for some shapes of models, compiled while the image is made: `head_dim` numbers a head, `groups` query heads to a head of the cache.
 
     `unless` are flags with which they were not tried: none of them may be set by the user. `measured` says where it ran.
     """
 
     head_dim: Literal[64, 128, 256]
-    group: int = Field(gt=0)
+    groups: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
     unless: tuple[FlagName, ...] = ()
     why: Reason
     measured: Reason

@@ -61,7 +61,11 @@ def presets(catalog: Catalog) -> list[str]:
     for name, image in catalog.images.items():
         for profile, flags in image.profiles.items():
             for preset in flags:
-                shapes = [f"{row.head_dim} numbers a head, {row.group} queries to a key" for row in image.kernels if preset.kernels]
+                shapes = [
+                    f"{row.head_dim} numbers a head, {', '.join(map(str, row.groups))} queries to a key"
+                    for row in image.kernels
+                    if preset.kernels
+                ]
                 models = f" (only {', '.join((*preset.model_types, *shapes))})" if preset.model_types or shapes else ""
                 rows.append((f"`{name}`", f"`{profile}`", f"`--{preset.flag} {preset.value}`{models}", preset.why, preset.measured))
     return _table(("Image", "Profile", "Flag", "Why", "Measured"), rows)

@@ -15,22 +15,26 @@ Facts = dict[str, dict[str, Any]]
 
 
 def read(*files: Path) -> Facts:
-    """Of each configuration that was loaded: what it said at its start, and its loads by streams at once (`128s` where sampled)."""
+    """Of each configuration that was loaded: what it said at its start, and its loads by their titles."""
     found: Facts = {}
     for line in (json.loads(text) for file in files for text in file.read_text().splitlines()):
         row = found.setdefault(line["row"], {"loads": {}})
         if "concurrency" in line:
-            row["loads"][f"{line['concurrency']}{'s' if line['sampled'] else ''}"] = line
+            row["loads"][title(line)] = line
         elif line.get("ready"):
             row |= line
     return {name: row for name, row in found.items() if row["loads"]}
 
 
+def title(load: dict[str, Any]) -> str:
+    """Streams at once, and what is special: `128`, `128 sampled`, `128 beside 60,000`."""
+    return f"{load['concurrency']}{' sampled' * load['sampled']}{f' beside {beside:,}' if (beside := load.get('beside')) else ''}"
+
+
 def table(found: Facts, yardsticks: list[str]) -> str:
     """Markdown: tokens a second, times of the first and of the others, ratios to the yardsticks, start and cache."""
     loads = list(dict.fromkeys(load for row in found.values() for load in row["loads"]))
-    titles = {load: f"{load[:-1]} sampled" if load.endswith("s") else load for load in loads}
-    head = ["configuration", *(f"tok/s at {titles[load]}" for load in loads), *(f"÷ {name}" for name in yardsticks)]
+    head = ["configuration", *(f"tok/s at {load}" for load in loads), *(f"÷ {name}" for name in yardsticks)]
     head += ["TTFT, ms", "TPOT, ms", "ready, s", "cache, tokens"]
     lines = [head, ["---"] * len(head)]
     for name, row in found.items():

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from gpus import READY, REHEARSAL, figure, is_freed, keep, seven_billion
+from gpus import READY, REHEARSAL, figure, is_freed, keep, without_weights
 from launched import ROOT, Launched
 
 GIB = 2**30
@@ -49,7 +49,7 @@ class Stand:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "7b").mkdir()
-        self.models = {"7b": seven_billion(folder / "7b"), "demo": ROOT / "models/demo-r1"}
+        self.models = {"7b": without_weights(folder / "7b"), "demo": ROOT / "models/demo-r1"}
         self.site = _site(folder)
         self.here = Launched("stand", folder / "stand")
         self.engine: Launched | None = None

@@ -35,7 +35,7 @@ SUMS = [(12, 7), (348, 275), (90, 46), (503, 208), (77, 18), (640, 123), (5, 9),
 @pytest.fixture(scope="module")
 def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 7 B distill's shapes, without weights."""
-    return gpus.seven_billion(tmp_path_factory.mktemp("seven"))
+    return gpus.without_weights(tmp_path_factory.mktemp("seven"))
 
 
 @pytest.fixture

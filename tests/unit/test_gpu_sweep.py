@@ -23,7 +23,7 @@ ROWS = {name: row for file in ("gpu_sweep", "gpu_starts") for name, row in gpu_s
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return gpus.seven_billion(tmp_path_factory.mktemp("shapes"))
+    return gpus.without_weights(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
@@ -52,7 +52,7 @@ def test_kernels_count_where_they_are(tmp_path: Path, monkeypatch: pytest.Monkey
     image = ROOT / "images/h200-fp8/image.json"
     found = gpu_sweep.facts_here(image, tmp_path)
 
-    assert json.loads(found.read_text())["kernels"] == (json.loads(image.read_text())["kernels"] if compiled else [])
+    assert [row["groups"] for row in json.loads(found.read_text())["kernels"]] == [[7] if compiled else []]
 
 
 def test_each_word_is_one_token(model: Path) -> None:
@@ -68,7 +68,7 @@ def test_each_word_is_one_token(model: Path) -> None:
 
 
 def test_table(tmp_path: Path) -> None:
-    """Ratios to each yardstick, a load that is missing, and a configuration that never got ready."""
+    """Ratios to each yardstick, a load that is missing, one beside a long request, and a configuration that never got ready."""
     facts = tmp_path / "facts.jsonl"
     load = {"sampled": False, "mean_ttft_ms": 30.4, "mean_tpot_ms": 4.666}
     lines = [
@@ -77,10 +77,13 @@ def test_table(tmp_path: Path) -> None:
         {"row": "guide", "concurrency": 128, "output_throughput": 5471, **load},
         {"row": "ours", "ready": 92.1, "cache_tokens": 4416128.0},
         {"row": "ours", "concurrency": 1, "output_throughput": 282.4, **load},
+        {"row": "ours", "concurrency": 128, "output_throughput": 1487, "beside": 60000, **load},
         {"row": "broken", "failed": "AssertionError: no 'ready after'"},
     ]
     facts.write_text("\n".join(map(json.dumps, lines)))
-    assert gpu_sweep_report.table(gpu_sweep_report.read(facts), ["guide"]).splitlines()[2:] == [
-        "| `guide` | 76 | 5,471 | 1.00 / 1.00 | 30 / 30 | 4.67 / 4.67 | 43 | 2,114,896 |",
-        "| `ours` | 282 |  | 3.74 / – | 30 | 4.67 | 92 | 4,416,128 |",
+    assert gpu_sweep_report.table(gpu_sweep_report.read(facts), ["guide"]).splitlines() == [
+        "| configuration | tok/s at 1 | tok/s at 128 | tok/s at 128 beside 60,000 | ÷ guide | TTFT, ms | TPOT, ms | ready, s | cache, tokens |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| `guide` | 76 | 5,471 |  | 1.00 / 1.00 | 30 / 30 | 4.67 / 4.67 | 43 | 2,114,896 |",
+        "| `ours` | 282 |  | 1,487 | 3.74 / – | 30 / 30 | 4.67 / 4.67 | 92 | 4,416,128 |",
     ]
