@@ -33,6 +33,8 @@ from engineroom.rows import (
     Stack,
     StackTable,
     Table,
+    Tool,
+    ToolTable,
     UpstreamStack,
 )
 from launcher.settings import OWN_FLAGS
@@ -59,6 +61,7 @@ class Catalog:
         self.stacks: dict[str, Stack] = stacks.rows
         self.upstream_stacks: dict[str, UpstreamStack] = stacks.upstream
         self.measured: dict[str, Measured] = _read(root, MeasuredTable).rows
+        self.tools: dict[str, Tool] = _read(root, ToolTable).rows
         self.leave_out: tuple[LeaveOut, ...] = images.leave_out
         self.impossible_images: dict[str, ImpossibleImage] = images.cannot
         self.impossible_stacks: dict[str, ImpossibleStack] = stacks.cannot

@@ -462,6 +462,13 @@ class Measured(Row):
         return self.unpacked_mb * 2 * 10**6
 
 
+class Tool(Row):
+    """What builds use beside an engine's packages, in a lock of its own."""
+
+    packages: tuple[Requirement, ...] = Field(min_length=1)
+    why: Reason
+
+
 class Table(BaseModel):
     """A TOML file: every top-level table but `cannot`, `leave_out` and `upstream` is a row. Also the source of its JSON Schema."""
 
@@ -505,6 +512,12 @@ class MeasuredTable(Table):
     __pydantic_extra__: dict[Name, Measured]
 
 
+class ToolTable(Table):
+    """tools.toml"""
+
+    __pydantic_extra__: dict[Name, Tool]
+
+
 class StackTable(Table):
     """stacks.toml"""
 
@@ -519,6 +532,7 @@ FILES: dict[type[Table], str] = {
     ModelTable: "images/models.toml",
     ImageTable: "images/images.toml",
     MeasuredTable: "images/measured.toml",
+    ToolTable: "images/tools.toml",
     StackTable: "compose/stacks.toml",
 }
 OPTIONAL = (MeasuredTable,)

@@ -125,6 +125,14 @@ def test_a_release_that_uses_ray_has_one_with_tokens(catalog: Catalog) -> None:
     assert [name for name, ray in found.items() if not ray or (int(ray[1]), int(ray[2])) < (2, 52)] == []
 
 
+def test_locks_are_of_releases_and_tools(catalog: Catalog) -> None:
+    """No lock is left over, and each tool is locked as its row says."""
+    releases = {row.engine for name, row in catalog.images.items() if catalog.release_of(name).install == "wheels"}
+    assert {file.stem for file in (ROOT / "images/locks").glob("*.txt")} == releases | set(catalog.tools)
+    for name, tool in catalog.tools.items():
+        assert set(tool.packages) <= set(re.findall(r"^(\S+==\S+)", (ROOT / f"images/locks/{name}.txt").read_text(), re.MULTILINE))
+
+
 def test_kernels_are_compiled_by_their_engines_cuda(catalog: Catalog) -> None:
     """The compiler is of the CUDA release that the engine was made with, and what it links with is what the engine brings."""
     compiler = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / "images/locks/nvcc.txt").read_text(), re.MULTILINE))

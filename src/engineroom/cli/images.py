@@ -33,15 +33,15 @@ def render(check: bool, show_diff: bool) -> None:
 
 
 @cli.command()
-@click.argument("images", nargs=-1)
+@click.argument("names", nargs=-1)
 @click.option("--upgrade", is_flag=True, help="Move every package to the newest release that the horizon allows.")
-def lock(images: tuple[str, ...], upgrade: bool) -> None:
-    """Resolve the packages of IMAGES (default: all that are made of wheels) into hash-locked files."""
+def lock(names: tuple[str, ...], upgrade: bool) -> None:
+    """Resolve the packages of images, or of rows of tools.toml (default: all that are made of wheels) into hash-locked files."""
     from engineroom.lock import write_lock
 
     rows = catalog()
     by_release = {row.engine: name for name, row in rows.images.items() if rows.release_of(name).install == "wheels"}
-    for name in images or by_release.values():
+    for name in names or (*by_release.values(), *rows.tools):
         click.echo(write_lock(rows, name, upgrade=upgrade).relative_to(rows.root))
 
 
