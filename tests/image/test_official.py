@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import containers
 import docker
 import pytest
 from image.conftest import HARDENED, ROOT, run
@@ -81,8 +82,8 @@ def test_fault_26_no_password_in_the_environment(name: str) -> None:
 def test_any_user_without_rights(name: str) -> None:
     """An id that no image knows, on a read-only root and without capabilities: it has a home that it may write, and gains no rights."""
     script = 'id -u; touch "$HOME/mine" && echo written; touch /etc/mine 2>/dev/null && echo root is writable; grep -E "^(CapEff|NoNewPrivs)" /proc/self/status'
-    options = {**HARDENED, "user": "54321:0", "tmpfs": {"/tmp": ""}, "entrypoint": "sh", "network_mode": "none", "remove": True}
-    said = docker.from_env().containers.run(built(name), ["-c", script], **options).decode()
+    options = {**HARDENED, "user": "54321:0", "tmpfs": {"/tmp": ""}, "entrypoint": "sh", "network_mode": "none"}
+    said = containers.run(built(name), ["-c", script], **options)
 
     assert said.split() == ["54321", "written", "CapEff:", "0000000000000000", "NoNewPrivs:", "1"]
 
@@ -98,6 +99,7 @@ def test_structure(name: str, tmp_path: Path) -> None:
     files += ["/etc/engineroom/image.json", "/etc/engineroom/flags.json"] if CATALOG.release_of(name).launched else []
     wanted = {
         "schemaVersion": "2.0.0",
+        "containerRunOptions": {"bindMounts": [f"{tmp_path}:{folder}" for folder in known["Volumes"] or ()]},  # else it leaves volumes behind
         "metadataTest": {
             "user": "1000:0",
             "entrypoint": known["Entrypoint"],
