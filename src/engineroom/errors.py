@@ -19,7 +19,7 @@ class CatalogError(EngineRoomError):
 
 
 class UnknownName(EngineRoomError):
-    """No image or stack has this name."""
+    """No image, stack or tool has this name."""
 
     exit_code = 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engineroom import resolve
 from engineroom.catalog import Catalog
-from engineroom.errors import EngineRoomError, ServiceUnavailable
+from engineroom.errors import EngineRoomError, ServiceUnavailable, UnknownName
 from engineroom.host import Host
 from engineroom.rows import Release
 
@@ -22,8 +22,10 @@ PLATFORM = "x86_64-manylinux_2_36"  # its glibc
 def write_lock(catalog: Catalog, name: str, *, upgrade: bool = False) -> Path:
     """Resolve the packages of an image, or of a row of tools.toml, into its lock; versions that are locked already stay unless `upgrade`.
 
-    Raises EngineRoomError with what the resolver found to be in conflict.
+    Raises EngineRoomError with what the resolver found to be in conflict, and UnknownName.
     """
+    if not {name} & {*catalog.images, *catalog.impossible_images, *catalog.tools}:
+        raise UnknownName("image or tool", name, {*catalog.images, *catalog.tools})
     excluded: tuple[str, ...] = ()
     options: list[str] = []
     if name in catalog.tools:

@@ -11,7 +11,7 @@ import pytest
 
 from engineroom import build, disk, lock, resolve, transfer, wheels
 from engineroom.catalog import Catalog
-from engineroom.errors import BuildFailed, CatalogError, EngineRoomError, NoSpace, NotAsLocked, ServiceUnavailable
+from engineroom.errors import BuildFailed, CatalogError, EngineRoomError, NoSpace, NotAsLocked, ServiceUnavailable, UnknownName
 from engineroom.host import Host
 from engineroom.wheels import Locked
 
@@ -60,6 +60,12 @@ def test_an_image_without_a_lock(catalog: Catalog, image: str, made_of: str) -> 
     """What it is made of instead is said."""
     with pytest.raises(EngineRoomError, match=f"{image} is {made_of}.*: there is nothing to lock"):
         lock.write_lock(catalog, image)
+
+
+def test_a_lock_of_nothing(catalog: Catalog) -> None:
+    """Tools have locks as images have."""
+    with pytest.raises(UnknownName, match="There is no image or tool 'nvc'. Did you mean 'nvcc'"):
+        lock.write_lock(catalog, "nvc")
 
 
 def test_the_compiler_of_kernels_travels_along(catalog: Catalog) -> None:
