@@ -103,7 +103,7 @@ lint: .venv ## code, shell, Dockerfiles, schemas
 	@$(BIN)/ruff check --quiet . $(PROGRAMS) && $(BIN)/ruff format --check --quiet . $(PROGRAMS)
 	@$(BIN)/shellcheck scripts/docker-engine scripts/debian-base scripts/venv scripts/chromium scripts/skopeo .ci/run
 	@$(BIN)/hadolint images/*/Dockerfile images/debs.Dockerfile
-	@for table in gpus engines models images measured; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
+	@for table in gpus engines models images measured tools; do $(BIN)/check-jsonschema --quiet --schemafile images/schema/$$table.schema.json images/$$table.toml || exit 1; done
 	@$(BIN)/check-jsonschema --quiet --schemafile images/schema/stacks.schema.json compose/stacks.toml
 	@$(BIN)/engineroom exceptions >/dev/null # fails when a known hole should have been looked at again
 

@@ -96,8 +96,9 @@ class Slurm:
         look = "pgrep -au engine | grep -v 'sh -c pgrep'; ls -d /tmp/engineroom-* 2>/dev/null; true"
         found += [self.run(["sh", "-c", look], node) for node in range(len(self.nodes))]
         found.append(self.run(["sh", "-c", "ls -A engineroom/jobs; ls -A tmp"]))
-        names = [str(container.name) for container in self.client.containers.list(all=True)]
-        found += [name for name in names if re.match(r"engineroom-\d", name)]
+        # Other tests' containers come and go meanwhile.
+        containers = self.client.containers.list(all=True, filters={"name": "^/?engineroom-[0-9]"}, ignore_removed=True)
+        found += [str(container.name) for container in containers]
         return "".join(found).strip()
 
     def remove(self) -> None:
