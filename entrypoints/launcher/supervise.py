@@ -48,6 +48,7 @@ TERMINATION_SIZE = 4000  # characters; Kubernetes reads 4096 bytes
 STOP = {signal.SIGTERM, signal.SIGINT}
 FORWARD = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 WATCHED = STOP | FORWARD | {signal.SIGCHLD}
+ASKED = {0} | {-number for number in STOP}  # how an engine ends that was asked to, whoever did
 
 
 def run(plan: LaunchPlan, secrets: dict[str, str] | None = None) -> int:
@@ -194,7 +195,7 @@ class Supervisor:
     def _verdict(self) -> LaunchError | None:
         """What went wrong, if anything did; the other nodes hear of it first, before they notice it by its consequences."""
         status = self.engine.status if self.engine else None
-        uninvited = status is not None and not (self.terminated or self.killed)
+        uninvited = status is not None and not (self.terminated or self.killed or (status in ASKED and self._asked_as_well()))
         if uninvited and not self.plan.serves and status != -signal.SIGKILL:
             deadline = time.monotonic() + self.patience  # a follower's engine often dies of the head's end, and the head knows why
             while not (self.failure or self.over) and time.monotonic() < deadline:
@@ -210,6 +211,13 @@ class Supervisor:
         if found and self.node:
             self.node.close(str(found), asked=False)
         return found
+
+    def _asked_as_well(self) -> bool:
+        """Whether this node was to stop. `scancel` asks every process at once: the engine may have ended before our own signal is here."""
+        if not self.stops:
+            time.sleep(TICK)
+            self.stops += bool(signal.sigpending() & STOP)
+        return self.stops > 0
 
     def _work(self) -> None:
         """What takes its time: the nodes meet, the engine loads; then see to it that tokens keep coming out."""
