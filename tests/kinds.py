@@ -28,6 +28,9 @@ METADATA = {  # of a whole object: the server has this schema itself
 
 Schema = dict[str, Any]
 
+# Read anew for each object otherwise, all of a version's definitions with it: most of the time that a check takes.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+
 
 def problems(objects: Iterable[Mapping[str, Any]]) -> list[str]:
     """What is wrong with the objects, a line each; empty when a server would take them all."""
