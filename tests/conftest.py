@@ -12,6 +12,6 @@ __all__ = ["demo", "door"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Random tests try the same examples each time; `make test` has more of them.
-settings.register_profile("quick", max_examples=1_000, deadline=None, derandomize=True, database=None)
+settings.register_profile("quick", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=10_000)
 settings.load_profile("quick")

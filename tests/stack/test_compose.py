@@ -164,13 +164,14 @@ def test_the_gateway_is_asked_for(stack: str) -> None:
     """Without its profile it is not there and nothing is published beyond this machine; with it, it alone is, hardened and with its secrets as files."""
     row = CATALOG.stacks[stack]
     settings = {"GATEWAY_PORT": "443", "GATEWAY_KEYS_FILE": "/etc/secrets/keys"}
-    config = json.loads(compose("--profile", stack, "--profile", "gateway", "config", "--format", "json", **settings).stdout)
+    own = ("--file", f"compose/{stack}.yaml", "--profile", stack)
+    config = json.loads(compose(*own, "--profile", "gateway", "config", "--format", "json", **settings).stdout)
     gateway = config["services"][f"{stack}-gateway"]
     published = {
         port["host_ip"] for name, service in config["services"].items() if name.startswith(stack) for port in service.get("ports", [])
     }
 
-    assert f"{stack}-gateway" not in json.loads(compose("--profile", stack, "config", "--format", "json").stdout)["services"]
+    assert f"{stack}-gateway" not in json.loads(compose(*own, "config", "--format", "json").stdout)["services"]
     assert config["services"][stack]["depends_on"][f"{stack}-gateway"]["required"] is False
     assert published == ({"127.0.0.1", "0.0.0.0"} if row.nodes == 1 else set())
     assert row.nodes > 1 or [(port["published"], port["target"]) for port in gateway["ports"]] == [("443", 8443)]
