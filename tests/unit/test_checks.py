@@ -314,7 +314,8 @@ def test_a_folder_that_cannot_be_read(open_folder: Path) -> None:
 
 @contextlib.contextmanager
 def another_user() -> Iterator[None]:
-    """Another user's rights for a while."""
+    """Another user's rights for a while. What the launcher imports is loaded before: Python may lie in a folder of root's alone."""
+    CliRunner().invoke(cli.cli, ["doctor"], env={"LAUNCH_IMAGE": str(ROOT / "images/cpu/image.json")})
     os.seteuid(12345)
     try:
         yield
