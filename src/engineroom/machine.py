@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from engineroom.rows import Gpu as GpuRow
 from launcher import hardware
 from launcher.hardware import Gpu
+
+if TYPE_CHECKING:
+    from docker.models.containers import Container
 
 SECONDS = 5.0  # for each question: a busy machine answers in a tenth of it, a hung one never
 PCI = Path("/sys/bus/pci/devices")
@@ -79,15 +82,20 @@ def result(future: Future[T], deadline: float, otherwise: T) -> T:
         return otherwise
 
 
-def ask(*command: str, cwd: Path | None = None) -> Answer:
+def ask(*command: str, cwd: Path | None = None, seconds: float = SECONDS) -> Answer:
     """Run a program that changes nothing, with a deadline."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, cwd=cwd, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, cwd=cwd, check=False)
     except OSError:
         return Answer(False, "", f"{command[0]} is not on PATH")
     except subprocess.TimeoutExpired:
-        return Answer(False, "", f"`{' '.join(command[:2])}` gave no answer within {SECONDS:.0f} s")
+        return Answer(False, "", f"`{' '.join(command[:2])}` gave no answer within {seconds:.0f} s")
     return Answer(result.returncode == 0, result.stdout, (result.stderr.strip().splitlines() or [""])[-1])
+
+
+def inside(container: Container, *command: str, seconds: float = SECONDS) -> Answer:
+    """Ask a program in a container. Docker's Python library loses the output of an exec now and then: https://github.com/docker/docker-py/issues/3332."""
+    return ask("docker", "exec", str(container.id), *command, seconds=seconds)
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from docker.errors import DockerException
 from docker.models.containers import Container
 
-from engineroom import build
+from engineroom import build, machine
 from engineroom.catalog import Catalog
 from engineroom.errors import ServiceUnavailable
 from engineroom.host import Host
@@ -162,12 +161,8 @@ def address(container: Container) -> str:
 
 def sample(container: Container, names: Metrics) -> Sample:
     """Ask an engine for its metrics, from within its container."""
-    text = ""
-    try:
-        status, output = container.exec_run(["python3", "-c", ASK, port(container)], stderr=False)
-        text = output.decode("utf-8", "replace") if status == 0 and isinstance(output, bytes) else ""
-    except DockerException:  # it ends at this moment
-        pass
+    answer = machine.inside(container, "python3", "-c", ASK, port(container))
+    text = answer.text if answer.well else ""  # it loads, or ends at this moment
 
     def total(name: str) -> float | None:
         return probe.total(text, name) if name else None

@@ -107,10 +107,7 @@ class Node:
 
     def run(self, *command: str, check: bool = True, detach: bool = False) -> str:
         """Run a program in the container; its output, unless it goes on by itself."""
-        code, output = self.container.exec_run(list(command), detach=detach)
-        if detach:
-            return ""
-        text = output.decode("utf-8", "replace")
+        code, text = containers.execute(self.container, *command, options=("--detach",) if detach else ())
         assert not check or code == 0, text
         return text
 

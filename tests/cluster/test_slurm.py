@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import containers
 import docker
 import forms
 import pytest
@@ -76,11 +77,8 @@ class Slurm:
 
     def run(self, command: list[str], node: int = 0, user: str = "engine", env: Mapping[str, str] | None = None) -> str:
         """Run a program on a node, in the shared folder."""
-        code, output = self.nodes[node].exec_run(
-            command, user=user, workdir=str(self.folder), environment={"HOME": str(self.folder), **(env or {})}
-        )
-        assert isinstance(output, bytes)
-        text = output.decode("utf-8", "replace")
+        variables = [f"--env={name}={value}" for name, value in {"HOME": str(self.folder), **(env or {})}.items()]
+        code, text = containers.execute(self.nodes[node], *command, options=(f"--user={user}", f"--workdir={self.folder}", *variables))
         assert code == 0, text
         return text
 
@@ -93,12 +91,12 @@ class Slurm:
     def left(self) -> str:
         """What jobs have left behind: in the queue, as processes, as files."""
         found = [self.run(["squeue", "--noheader"])]
-        look = "pgrep -au engine | grep -v 'sh -c pgrep'; ls -d /tmp/engineroom-* 2>/dev/null; true"
-        found += [self.run(["sh", "-c", look], node) for node in range(len(self.nodes))]
+        look = "pgrep -au engine; ls -d /tmp/engineroom-* 2>/dev/null; true"
+        found += [self.run(["sh", "-c", look], node, user="0:0") for node in range(len(self.nodes))]  # else it finds itself
         found.append(self.run(["sh", "-c", "ls -A engineroom/jobs; ls -A tmp"]))
         # Other tests' containers come and go meanwhile.
-        containers = self.client.containers.list(all=True, filters={"name": "^/?engineroom-[0-9]"}, ignore_removed=True)
-        found += [str(container.name) for container in containers]
+        others = self.client.containers.list(all=True, filters={"name": "^/?engineroom-[0-9]"}, ignore_removed=True)
+        found += [str(container.name) for container in others]
         return "".join(found).strip()
 
     def remove(self) -> None:
@@ -124,13 +122,9 @@ class Job:
     @property
     def state(self) -> tuple[str, str]:
         """State and exit status, in Slurm's words."""
-        for _ in range(20):
-            shown = self.slurm.run(["scontrol", "show", "job", str(self.number)])
-            fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
-            if "JobState" in fields:
-                return fields["JobState"], fields["ExitCode"]
-            time.sleep(0.5)  # on a busy machine Docker ends an exec now and then before its output has come
-        pytest.fail(f"scontrol knows no state: {shown!r}")
+        shown = self.slurm.run(["scontrol", "show", "job", str(self.number)])
+        fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+        return fields["JobState"], fields["ExitCode"]
 
     @property
     def port(self) -> int:

@@ -172,13 +172,13 @@ def test_page_for_any_user() -> None:
     try:
         ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/health', timeout=5).status)"
         deadline = time.monotonic() + 240
-        while page.exec_run(["python3", "-c", ask]) != (0, b"200\n"):
+        while containers.execute(page, "python3", "-c", ask) != (0, "200\n"):
             page.reload()
             assert page.status == "running", page.logs().decode()
             assert time.monotonic() < deadline, page.logs().decode()
             time.sleep(1)
-        assert page.exec_run(["id", "-u"]).output == b"12345\n"
-        assert page.exec_run(["test", "-s", "/app/backend/data/webui.db"]).exit_code == 0
+        assert containers.execute(page, "id", "-u") == (0, "12345\n")
+        assert containers.execute(page, "test", "-s", "/app/backend/data/webui.db") == (0, "")
     finally:
         page.remove(force=True, v=True)
 

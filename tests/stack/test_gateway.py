@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import containers
 import pytest
 from gateways import BLIND, KEYS, Gateway, Upstream, build_image
 
@@ -470,7 +471,7 @@ def test_certificate_and_key_are_made_once(upstreams: Callable[..., Upstream], g
     engine = upstreams()
     gateway = gateways(engine.place, None, GATEWAY_NAMES="localhost gateway.test 127.0.0.1").started()
     shown, log = fingerprint(gateway), gateway.logs
-    kept = gateway.container.exec_run("cat /data/keys").output.decode()
+    _, kept = containers.execute(gateway.container, "cat", "/data/keys")
     name, _, key = kept.strip().partition(":")
     trusted = tmp_path / "trusted.pem"
     trusted.write_text(ssl.get_server_certificate(("127.0.0.1", gateway.port)))
@@ -491,8 +492,8 @@ def test_certificate_and_key_are_made_once(upstreams: Callable[..., Upstream], g
     assert fingerprint(gateway) == shown
     assert gateway.ask("GET /v1/models", key).status == 200
     assert gateway.logs.count("made one key") == 1
-    modes = gateway.container.exec_run("sh -c 'stat -c %a /data/*'").output.decode().split()
-    assert set(modes) == {"660"}, "another user id of the group may take the volume over"
+    _, modes = containers.execute(gateway.container, "sh", "-c", "stat -c %a /data/*")
+    assert set(modes.split()) == {"660"}, "another user id of the group may take the volume over"
     assert key not in gateway.logs
 
 

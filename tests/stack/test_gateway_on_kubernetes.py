@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import containers
 import docker
 import forms
 import gateway_forms
@@ -76,7 +77,7 @@ def certificate(container: Container) -> tuple[str, str]:
     line = re.search(r"^openssl req (?:.*\\\n)?.*?(?=  +#)", (forms.ROOT / "docs/gateway.md").read_text(), re.MULTILINE)
     assert line
     command = f"cd /tmp && {line[0]} 2>&1 && cat certificate.pem certificate-key.pem"
-    output = container.exec_run(["bash", "-euc", command]).output.decode()
+    _, output = containers.execute(container, "bash", "-euc", command)
     pem, private = re.findall(r"-----BEGIN [^-]+-----[^-]+-----END [^-]+-----\n", output)
     return pem, private
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import containers
 import docker
 import pytest
 from demo import ROOT, free_port
@@ -116,11 +117,11 @@ def test_fault_26_canary_secrets_show_nowhere(stack: Stack, tmp_path: Path) -> N
         "inspect": json.dumps(container.attrs),
         "the image": json.dumps([image.attrs, image.history()]),
         "compose config": stack.compose("--profile", "*", "config"),
-        "what it would do": container.exec_run(["launch", "serve", "--dry-run", "--port", "8001"]).output.decode(),
-        "the same as JSON": container.exec_run(["launch", "serve", "--dry-run", "--json", "--port", "8001"]).output.decode(),
+        "what it would do": containers.execute(container, "launch", "serve", "--dry-run", "--port", "8001")[1],
+        "the same as JSON": containers.execute(container, "launch", "serve", "--dry-run", "--json", "--port", "8001")[1],
         "its health": json.dumps(state(container)),
         "changed files": json.dumps(container.diff()),
-        "a refused setting": container.exec_run(["launch", "serve", "--no-such-flag", "x"]).output.decode(),
+        "a refused setting": containers.execute(container, "launch", "serve", "--no-such-flag", "x")[1],
     }
     assert "LAUNCH_API_KEY" in shown["inspect"]
     assert "VLLM_API_KEY" in shown["what it would do"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,15 +14,17 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from engineroom import machine
 from engineroom.api import Api
-from engineroom.bench import generator, plot, report, results, scenarios, start
+from engineroom.bench import conditions, generator, plot, report, results, scenarios, start
 from engineroom.bench.generator import Generator, Target
 from engineroom.bench.results import Result, Run, Step
 from engineroom.bench.run import measure
 from engineroom.bench.scenarios import Scenario
 from engineroom.bench.targets import Subject
+from engineroom.catalog import Catalog
 from engineroom.cli import cli
-from engineroom.errors import BadRequest, CannotRun, EngineRoomError, TryAgain, UnknownName
+from engineroom.errors import BadRequest, CannotRun, EngineRoomError, ServiceUnavailable, TryAgain, UnknownName
 
 RECORDED = Path(__file__).parents[1] / "data/bench"
 ANSWERED = generator.step(json.loads((RECORDED / "answered.json").read_text()))
@@ -304,3 +307,12 @@ def test_command_lines_that_are_refused(line: str, says: str) -> None:
 
     assert found.exit_code == 2
     assert says in found.output
+
+
+def test_a_container_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said why, where its engine and GPUs would stand."""
+    monkeypatch.setattr(machine, "inside", lambda *_, **__: machine.Answer(False, "", "container 1 is not running"))
+    container: Any = SimpleNamespace(name="demo-cpu-engine-1", attrs={"Config": {"Env": []}})
+
+    with pytest.raises(ServiceUnavailable, match="demo-cpu-engine-1 does not say what it runs: container 1 is not running"):
+        conditions.of_stack(Catalog(Path(__file__).parents[2]), "demo-cpu", container)

@@ -10,7 +10,7 @@ import pytest
 from demo import ROOT
 from docker.errors import NotFound
 
-from engineroom import build, checks, running, status
+from engineroom import build, checks, machine, running, status
 from engineroom.catalog import Catalog
 from engineroom.errors import ServiceUnavailable
 from engineroom.host import Host
@@ -33,9 +33,6 @@ class Box:
     def __init__(self, status: str = "running", restarts: int = 0) -> None:
         self.attrs = {"State": {"Status": status, "ExitCode": 0}, "RestartCount": restarts, "Config": {"Env": []}}
 
-    def exec_run(self, *_: object, **__: object) -> tuple[int, bytes]:
-        return 0, SGLANG.encode()
-
     def logs(self, **_: object) -> list[bytes]:
         raise NotFound("gone")
 
@@ -52,8 +49,10 @@ def test_metrics_by_name_and_by_label() -> None:
     assert probe.total("sglang:token_usage what", "sglang:token_usage") is None
 
 
-def test_of_several_engines_the_fullest_cache_counts() -> None:
+def test_of_several_engines_the_fullest_cache_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are those that come out; shares of caches are not added up."""
+    monkeypatch.setattr(machine, "inside", lambda *_: machine.Answer(True, SGLANG, ""))
+
     found = running.sample(box(), Catalog(ROOT).releases["sglang-0.5.23"].metrics)
 
     assert (found.tokens, found.cache, found.running) == (40, 0.75, None)

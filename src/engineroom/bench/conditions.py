@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engineroom import machine
 from engineroom.api import Api, model, request
-from engineroom.errors import BadRequest, EngineRoomError
+from engineroom.errors import BadRequest, EngineRoomError, ServiceUnavailable
 from launcher import hardware, log
 
 if TYPE_CHECKING:  # a machine without Docker measures as well
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # a machine without Docker measures as well
 
 PROOF_TOKENS = 16
 PROGRAM_SECONDS = 120  # it imports all of the engine
+GPU_SECONDS = 60  # a driver that is loaded for each question takes seconds per GPU
 # In an image: what it is and what GPUs it sees; the launcher's own Python and modules.
 LOOK = """
 import json, sys
@@ -63,8 +65,10 @@ def of_stack(catalog: Catalog, stack: str, container: Container) -> dict[str, An
     row = catalog.stack(stack)
     checkpoint = catalog.models[row.model]
     environment = _environment(container)
-    _, output = container.exec_run(["/usr/bin/python3", "-IS", "-c", LOOK], stderr=False)
-    found = json.loads(output if isinstance(output, bytes) else b"")
+    answer = machine.inside(container, "/usr/bin/python3", "-IS", "-c", LOOK, seconds=GPU_SECONDS)
+    if not answer.well:
+        raise ServiceUnavailable(f"{container.name} does not say what it runs: {answer.error}")
+    found = json.loads(answer.text)
     served = environment.get("LAUNCH_MODEL") or found["image"]["model"]
     return {
         "stack": stack,
