@@ -82,8 +82,9 @@ def result(future: Future[T], deadline: float, otherwise: T) -> T:
         return otherwise
 
 
-def ask(*command: str, cwd: Path | None = None, seconds: float = SECONDS) -> Answer:
+def ask(*command: str, cwd: Path | None = None, seconds: float | None = None) -> Answer:
     """Run a program that changes nothing, with a deadline."""
+    seconds = SECONDS if seconds is None else seconds
     try:
         result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, cwd=cwd, check=False)
     except OSError:
@@ -93,7 +94,7 @@ def ask(*command: str, cwd: Path | None = None, seconds: float = SECONDS) -> Ans
     return Answer(result.returncode == 0, result.stdout, (result.stderr.strip().splitlines() or [""])[-1])
 
 
-def inside(container: Container, *command: str, seconds: float = SECONDS) -> Answer:
+def inside(container: Container, *command: str, seconds: float | None = None) -> Answer:
     """Ask a program in a container. Docker's Python library loses the output of an exec now and then: https://github.com/docker/docker-py/issues/3332."""
     return ask("docker", "exec", str(container.id), *command, seconds=seconds)
 
