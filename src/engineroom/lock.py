@@ -24,7 +24,7 @@ def write_lock(catalog: Catalog, name: str, *, upgrade: bool = False) -> Path:
 
     Raises EngineRoomError with what the resolver found to be in conflict, and UnknownName.
     """
-    if not {name} & {*catalog.images, *catalog.impossible_images, *catalog.tools}:
+    if name not in {*catalog.images, *catalog.impossible_images, *catalog.tools}:
         raise UnknownName("image or tool", name, {*catalog.images, *catalog.tools})
     excluded: tuple[str, ...] = ()
     options: list[str] = []

@@ -83,7 +83,7 @@ def result(future: Future[T], deadline: float, otherwise: T) -> T:
 
 
 def ask(*command: str, cwd: Path | None = None, seconds: float | None = None) -> Answer:
-    """Run a program that changes nothing, with a deadline."""
+    """Run a program that changes nothing, with a deadline: SECONDS, unless told."""
     seconds = SECONDS if seconds is None else seconds
     try:
         result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, cwd=cwd, check=False)

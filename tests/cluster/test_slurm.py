@@ -103,7 +103,7 @@ class Slurm:
         """All of it, and what the jobs' user wrote."""
         for node in self.nodes:
             if node is self.nodes[-1]:
-                node.exec_run(["find", str(self.folder), "-mindepth", "1", "-delete"], user="0:0")
+                containers.execute(node, "find", str(self.folder), "-mindepth", "1", "-delete")
             node.remove(force=True, v=True)
         self.network.remove()
 
@@ -167,7 +167,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     made = Slurm(folder)
     try:
         deadline = time.monotonic() + 60
-        while made.nodes[0].exec_run(["sh", "-c", "sinfo --noheader --Node --states=idle | grep -c . | grep -x 2"]).exit_code:
+        while containers.execute(made.nodes[0], "sh", "-c", "sinfo --noheader --Node --states=idle | grep -c . | grep -x 2")[0]:
             assert time.monotonic() < deadline, [node.logs().decode() for node in made.nodes]
             time.sleep(0.5)
         made.run(["mkdir", "tmp"])
@@ -212,7 +212,7 @@ def test_two_nodes_take_their_roles_and_finish_what_runs(slurm: Slurm) -> None:
 
     stream = slurm.folder / "stream"
     command = ["python3", "-c", ASK, f"http://127.0.0.1:{job.port}/v1/completions", json.dumps({"max_tokens": 40}), str(stream)]
-    slurm.nodes[0].exec_run(command, user="engine", detach=True)
+    containers.execute(slurm.nodes[0], *command, options=("--user=engine", "--detach"))
     job.until(lambda: stream.exists() and "data: 3" in stream.read_text(), 30)
     job.cancel("--batch", "--signal=USR1")
 

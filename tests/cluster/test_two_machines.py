@@ -72,7 +72,7 @@ class Machine:
     def reaches(self, ip: str, port: int) -> bool:
         """Whether a program on this machine gets a connection."""
         code = f"import socket; socket.create_connection(({ip!r}, {port}), timeout=3)"
-        return int(self.container.exec_run(["python3", "-c", code]).exit_code) == 0
+        return containers.execute(self.container, "python3", "-c", code)[0] == 0
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def machines(ray_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         other.network.reload()
         subnet = subnet or other.network.attrs["IPAM"]["Config"][0]["Subnet"]
         route = ["ip", "route", "add", subnet, "via", Node(router).address(machine.network)]
-        assert machine.container.exec_run(route).exit_code == 0
+        assert containers.execute(machine.container, *route)[0] == 0
     yield pair  # type: ignore[misc]
     for machine in pair:
         machine.compose("down", "--volumes", "--timeout", "5")
@@ -114,7 +114,7 @@ def test_two_machines_answer_the_browser(machines: tuple[Machine, Machine], brow
     assert "--tensor-parallel-size 2" in head.logs
     assert not second.reaches(first.ip, 8000)
     assert not second.reaches(first.ip, int(port))
-    first.container.exec_run(["python3", "/forward.py", "0.0.0.0", "9999", "127.0.0.1", port], detach=True)
+    containers.execute(first.container, "python3", "/forward.py", "0.0.0.0", "9999", "127.0.0.1", port, options=("--detach",))
     tunnel = subprocess.Popen([sys.executable, ROOT / "tests/cluster/forward.py", "127.0.0.1", port, first.ip, "9999"])
     try:
         page = visit(browser, f"http://localhost:{port}")

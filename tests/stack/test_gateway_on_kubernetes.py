@@ -145,6 +145,6 @@ def test_the_pod_runs(volume: Any, start: Start) -> None:
     assert {answer.body for answer in right} == {"engine-0:8000", "engine-1:8000"}
     assert door.ask("GET /").body == "engine-1:80"
     assert ssl.get_server_certificate(("127.0.0.1", door.port)) == pem
-    assert gateway.exec_run(container["lifecycle"]["preStop"]["exec"]["command"][0] + " 0").exit_code == 0
+    assert containers.execute(gateway, *container["lifecycle"]["preStop"]["exec"]["command"][:1], "0")[0] == 0
     assert (KEY in gateway.logs().decode(), '"key":"alice"' in gateway.logs().decode()) == (False, True)
     assert (probe["scheme"], probe["port"], port["name"]) == ("HTTPS", "https", "https")

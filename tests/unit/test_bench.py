@@ -314,5 +314,7 @@ def test_a_container_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(machine, "inside", lambda *_, **__: machine.Answer(False, "", "container 1 is not running"))
     container: Any = SimpleNamespace(name="demo-cpu-engine-1", attrs={"Config": {"Env": []}})
 
-    with pytest.raises(ServiceUnavailable, match="demo-cpu-engine-1 does not say what it runs: container 1 is not running"):
+    with pytest.raises(
+        ServiceUnavailable, match="demo-cpu-engine-1 does not say what it runs: container 1 is not running\nType: make status"
+    ):
         conditions.of_stack(Catalog(Path(__file__).parents[2]), "demo-cpu", container)

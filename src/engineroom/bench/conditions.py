@@ -67,7 +67,7 @@ def of_stack(catalog: Catalog, stack: str, container: Container) -> dict[str, An
     environment = _environment(container)
     answer = machine.inside(container, "/usr/bin/python3", "-IS", "-c", LOOK, seconds=GPU_SECONDS)
     if not answer.well:
-        raise ServiceUnavailable(f"{container.name} does not say what it runs: {answer.error}")
+        raise ServiceUnavailable(f"{container.name} does not say what it runs: {answer.error}\nType: make status STACK={stack}")
     found = json.loads(answer.text)
     served = environment.get("LAUNCH_MODEL") or found["image"]["model"]
     return {
