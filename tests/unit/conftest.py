@@ -1,4 +1,4 @@
-"""Unit tests start nothing: they see rows, texts and lists."""
+"""Unit tests start nothing, and which machine runs them does not show: they see rows, texts and lists."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import NoReturn
 import pytest
 
 from engineroom.catalog import Catalog
+from launcher import hardware, network
+from launcher.checks import machine
 
 ROOT = Path(__file__).parents[2]
-SCHEDULERS = ("LAUNCH_", "LWS_", "VC_", "SLURM_", "KUBERAY_", "RAY_", "FQ_RAY_", "JOB_COMPLETION_", "MASTER_", "RANK", "WORLD_SIZE")
+SCHEDULERS = ("LWS_", "VC_", "SLURM_", "KUBERAY_", "RAY_", "FQ_RAY_", "JOB_COMPLETION_", "MASTER_", "RANK", "WORLD_SIZE")
+USERS = ("LAUNCH_", "HF_", "HUGGINGFACE_", "VLLM_", "CUDA_", "NVIDIA_", "XDG_", "COMPOSE_", "ENGINEROOM_", "UPSTREAM_", "GATEWAY_")
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +29,20 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.setattr(os, "execvpe", refuse)
     for name in list(os.environ):
-        if name.startswith(SCHEDULERS):
+        if name.startswith(SCHEDULERS + USERS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def a_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared memory, room, an interface and free ports for the launcher, as on a machine for engines."""
+    if request.node.get_closest_marker("this_machine"):
+        return
+    monkeypatch.setattr(hardware, "shm_bytes", lambda: 16 << 30)
+    monkeypatch.setattr(machine, "free_bytes", lambda _: 100 << 30)
+    monkeypatch.setattr(machine, "busy", lambda *_: "")
+    monkeypatch.setattr(network, "interfaces", lambda: {"eth0": "10.0.0.1"})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,12 @@ RECORDED = Path(__file__).parents[1] / "data/bench"
 ANSWERED = generator.step(json.loads((RECORDED / "answered.json").read_text()))
 TARGET = Target(Api("http://127.0.0.1:8000/v1"), "r1", "/models/r1")
 SATURATION = scenarios.load()["saturation"]
+
+
+@pytest.fixture(scope="module")
+def fonts() -> None:
+    """Matplotlib's list of fonts, which it makes with a program where it has none yet: before the tests, which start nothing."""
+    importlib.import_module("matplotlib.font_manager")
 
 
 class Recorded(Generator):
@@ -222,6 +229,7 @@ def test_machines_that_are_not_known_are_not_the_same() -> None:
     assert list(report.changed(run_of(**there), run_of(**here))) == ["url: https://v100.example/v1\n  then https://h200.example/v1"]
 
 
+@pytest.mark.usefixtures("fonts")
 def test_requests_that_failed_are_seen_beside_the_ratio(tmp_path: Path) -> None:
     """Who answers eight of 128 is not faster for it."""
     old, new = run_of(), run_of()
@@ -259,6 +267,7 @@ def test_a_result_that_is_none(tmp_path: Path, content: bytes) -> None:
         results.read(file)
 
 
+@pytest.mark.usefixtures("fonts")
 def test_a_plot_for_light_and_dark_pages(tmp_path: Path) -> None:
     """No background; every colour in it stands out from white and from a dark page."""
     plot.draw({"old": run_of(100), "new": run_of(350)}, tmp_path / "x.png")

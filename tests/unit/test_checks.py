@@ -19,6 +19,7 @@ from checkpoints import cached_model, small_model, write_shard
 from click.testing import CliRunner
 
 from launcher import cli, hardware, safetensors
+from launcher.checks import machine
 from launcher.errors import LaunchError, Refused, Unavailable
 
 ROOT = Path(__file__).parents[2]
@@ -50,11 +51,7 @@ Start = Callable[..., Outcome]
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, stub_gpus: Callable[[str], None], tmp_path: Path) -> Start:
     """A dry run in an image on some GPUs; the hub's cache is an empty folder."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        monkeypatch.setenv("LAUNCH_PORT", str(probe.getsockname()[1]))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(hardware, "shm_bytes", lambda: 16 << 30)
 
     def run(image: str, gpus: str, *arguments: str, model: str | Path = DEMO, **env: str) -> Outcome:
         count, _, kind = gpus.rpartition("*")
@@ -414,9 +411,11 @@ def test_fault_30_little_shared_memory(start: Start, monkeypatch: pytest.MonkeyP
     assert status == "ok" or "docker run --shm-size=16g" in check["fix"]
 
 
-def test_shared_memory_is_the_real_one() -> None:
-    """The size is that of the file system at /dev/shm."""
+@pytest.mark.this_machine
+def test_shared_memory_and_room_are_the_real_ones() -> None:
+    """The sizes are those of the file systems: a folder that is yet to be made is held to the one it will be on."""
     assert hardware.shm_bytes() == shutil.disk_usage("/dev/shm").total
+    assert 0 < machine.free_bytes("/dev/shm/no/such/folder") <= shutil.disk_usage("/dev/shm").total
 
 
 @pytest.mark.fault(31)
@@ -541,6 +540,7 @@ def test_the_hub_is_asked_for_the_model(start: Start, hub: Hub, status: int, mes
     assert "canary" not in json.dumps(found.plan) + found.message
 
 
+@pytest.mark.this_machine
 def test_a_port_in_use_names_its_holder(start: Start) -> None:
     """The process that listens is named, as far as it can be seen."""
     with socket.create_server(("", 0)) as other:
@@ -557,14 +557,12 @@ def test_a_port_in_use_names_its_holder(start: Start) -> None:
 def test_ports_of_a_cluster(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port of Ray's that is taken is found before Ray fails on it."""
     monkeypatch.setattr("launcher.raynode.version", lambda: "2.55.1")
-    monkeypatch.setattr("launcher.network.of_head", lambda *_: type("Address", (), {"ip": "10.0.0.1", "interface": "eth0", "why": "it is"}))
-    with socket.create_server(("", 0)) as other:
-        port = other.getsockname()[1]
+    monkeypatch.setattr(machine, "busy", lambda _, port: "something listens" if port == 6374 else "")
+    env = {"LAUNCH_ROLE": "head", "LAUNCH_NODES": "2", "LAUNCH_CLUSTER_TOKEN": "t", "LAUNCH_CLUSTER_PORT": "6370"}
 
-        env = {"LAUNCH_ROLE": "head", "LAUNCH_NODES": "2", "LAUNCH_CLUSTER_TOKEN": "t", "LAUNCH_CLUSTER_PORT": str(port - 9)}
-        message = start("v100-half", "v100", **env).message
+    message = start("v100-half", "v100", **env).message
 
-    assert f"Port {port} cannot be used" in message
+    assert "Port 6374 cannot be used: something listens" in message
     assert "set LAUNCH_CLUSTER_PORT, on every node, to another" in message
 
 

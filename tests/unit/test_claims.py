@@ -16,17 +16,16 @@ from checkpoints import small_model
 from click.testing import CliRunner
 
 from engineroom.catalog import Catalog
-from launcher import cli, hardware
+from launcher import cli
 
 ROOT = Path(__file__).parents[2]
 POPEN = subprocess.Popen
 
 
-def test_eager_is_no_setting_for_throughput(stub_gpus: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_is_no_setting_for_throughput(stub_gpus: Callable[[str], None], tmp_path: Path) -> None:
     """R9: `--enforce-eager` is taken, and what it costs is said; without it there is nothing to say."""
-    monkeypatch.setattr(hardware, "shm_bytes", lambda: 16 << 30)
     stub_gpus("NVIDIA H200:90:141")
-    env = {"LAUNCH_IMAGE": str(ROOT / "images/h200-fp8/image.json"), "LAUNCH_MODEL": str(small_model(tmp_path)), "LAUNCH_PORT": "20996"}
+    env = {"LAUNCH_IMAGE": str(ROOT / "images/h200-fp8/image.json"), "LAUNCH_MODEL": str(small_model(tmp_path))}
 
     eager, graphs = (CliRunner().invoke(cli.cli, ["serve", "--dry-run", *flags], env=env).output for flags in (["--enforce-eager"], []))
 

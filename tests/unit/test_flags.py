@@ -29,7 +29,6 @@ def command(catalog: Catalog, stack: str, executor: str) -> list[str]:
     env |= {
         "LAUNCH_IMAGE": str(ROOT / "images" / STACKS[stack].image / "image.json"),
         "LAUNCH_MODEL": "owner/model",
-        "LAUNCH_PORT": "20999",
         "LAUNCH_ROLE": "single" if STACKS[stack].nodes == 1 else "head",
         "LAUNCH_EXECUTOR": executor,
         "LAUNCH_CLUSTER_TOKEN": "token",

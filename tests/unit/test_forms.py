@@ -16,7 +16,7 @@ from engineroom.catalog import Catalog
 from engineroom.cli import stacks as commands
 from engineroom.errors import CannotRun
 from engineroom.forms import FORMS
-from launcher import cli, hardware, raynode
+from launcher import cli, raynode
 
 ROOT = Path(__file__).parents[2]
 CATALOG = Catalog(ROOT)
@@ -76,7 +76,6 @@ def test_round_trip(stack: str, form: str, stub_gpus: Callable[[str], None], mon
     """With what the scheduler sets, the launcher takes the right role on every node, and its engine the stack's layout."""
     row = CATALOG.stacks[stack]
     monkeypatch.setattr(raynode, "version", lambda: "2.55.1")
-    monkeypatch.setattr(hardware, "shm_bytes", lambda: 16 << 30)
     (tmp_path / "cluster_token").write_text("0123456789abcdef")
     if row.gpus:
         kind, _, gib = row.gpu.rpartition("-")

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tomllib
 from collections import Counter
@@ -20,7 +19,7 @@ from checkpoints import cached_model, small_model
 from click.testing import CliRunner, Result
 from hypothesis import strategies as some
 
-from launcher import cli, flags, hardware, network, raynode
+from launcher import cli, flags, raynode
 from launcher.errors import LaunchError, Refused
 from launcher.settings import OWN_FLAGS, SETTINGS
 
@@ -54,14 +53,8 @@ def launcher(folders: Path, monkeypatch: pytest.MonkeyPatch, stub_gpus: Callable
     small_model(tmp_path / "deepseek-r1-7b")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(folders / "hf"))
-    monkeypatch.setattr(hardware, "shm_bytes", lambda: 16 << 30)
     monkeypatch.setattr(raynode, "version", lambda: "2.55.1")
-    monkeypatch.setattr(network, "interfaces", lambda: {"eth0": "10.0.0.1"})
-    monkeypatch.setattr(network, "_default_interface", lambda: "eth0")
     monkeypatch.setenv("LAUNCH_GPUS", "4")
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        monkeypatch.setenv("LAUNCH_PORT", str(probe.getsockname()[1]))
     return folders
 
 
@@ -100,7 +93,7 @@ def test_r1_single_machine_guide(launcher: Path) -> None:
 
     assert found["command"] == [
         "vllm", "serve", "./deepseek-r1-7b", "--dtype", "half", "--no-enable-chunked-prefill", "--no-enable-prefix-caching",
-        "--served-model-name", "deepseek-r1-7b", "--host", "0.0.0.0", "--port", os.environ["LAUNCH_PORT"],
+        "--served-model-name", "deepseek-r1-7b", "--host", "0.0.0.0", "--port", "8000",
         "--max-model-len", "8192", "--middleware", "engineroom_drain.Drain",
     ]  # fmt: skip
     assert found["notes"] == ["--enable-chunked-prefill=False: vLLM 0.9.2 has --no-enable-chunked-prefill"]
@@ -143,7 +136,7 @@ def test_r10_eight_billion_on_sglang(launcher: Path) -> None:
 
     assert found["command"] == [
         "python3", "-m", "sglang.launch_server", "--model-path", MODEL, "--served-model-name", "DeepSeek-R1-0528-Qwen3-8B",
-        "--host", "0.0.0.0", "--port", os.environ["LAUNCH_PORT"], "--enable-metrics", "--trust-remote-code",
+        "--host", "0.0.0.0", "--port", "8000", "--enable-metrics", "--trust-remote-code",
     ]  # fmt: skip
     assert found["notes"] == []
 

@@ -10,7 +10,7 @@ from checkpoints import small_model
 from click.testing import CliRunner, Result
 from schedulers import NODES, Node
 
-from launcher import cli, hardware, network, raynode, settings
+from launcher import cli, network, raynode, settings
 from launcher.engines import ENGINES
 from launcher.engines.common import Request
 from launcher.errors import BadUsage, LaunchError, Refused, Unavailable
@@ -31,9 +31,6 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_gpus: Callable[[
     (tmp_path / "image.json").write_text(json.dumps(FACTS))
     monkeypatch.setenv("LAUNCH_IMAGE", str(tmp_path / "image.json"))
     monkeypatch.setenv("LAUNCH_MODEL", str(tmp_path / "model"))
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        monkeypatch.setenv("LAUNCH_PORT", str(probe.getsockname()[1]))
     return tmp_path
 
 
@@ -182,6 +179,7 @@ def test_an_image_file_of_another_kind_is_named(image: Path) -> None:
     assert "engine 'tgi'" in str(dry_run().exception)
 
 
+@pytest.mark.this_machine
 def test_a_port_in_use_is_named(image: Path) -> None:
     """A taken port is refused before anything starts."""
     with socket.socket() as other:
@@ -274,7 +272,6 @@ def node(image: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(raynode, "version", lambda: "2.55.1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("LAUNCH_GPUS", "4")
-    monkeypatch.setattr(hardware, "shm_bytes", lambda: 16 << 30)
     (image / "token").write_text("canary-5678\n")
     monkeypatch.setenv("LAUNCH_CLUSTER_TOKEN_FILE", str(image / "token"))
     return image

@@ -110,6 +110,7 @@ def test_names(node: pytest.MonkeyPatch) -> None:
         network.resolve("x" * 64)  # a label has 63 at most
 
 
+@pytest.mark.this_machine
 def test_interfaces_of_this_machine() -> None:
     """Each interface that the kernel lists with an address is found, and the loopback is left out."""
     found = network.interfaces()

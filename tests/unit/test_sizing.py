@@ -29,7 +29,7 @@ def dry_run(stub_gpus: Callable[[str], None], tmp_path: Path) -> Callable[..., d
         shutil.copy(ROOT / "images" / image / "image.json", tmp_path)
         shutil.copy(ROOT / "images/flags" / f"{CATALOG.images[image].engine}.json", tmp_path / "flags.json")
         folder = small_model(tmp_path / "model", {"torch_dtype": "bfloat16", **CATALOG.models[model].config})
-        settings = {"LAUNCH_IMAGE": str(tmp_path / "image.json"), "LAUNCH_MODEL": str(folder), "LAUNCH_PORT": "20998", **env}
+        settings = {"LAUNCH_IMAGE": str(tmp_path / "image.json"), "LAUNCH_MODEL": str(folder), **env}
         result = CliRunner().invoke(cli.cli, ["serve", "--dry-run", "--json", *arguments], env=settings)
         found: dict[str, Any] = json.loads(result.output)
         found["refusals"] = str(result.exception) if result.exception else ""
