@@ -306,13 +306,13 @@ def test_limits_are_each_keys_own(upstreams: Callable[..., Upstream], gateways: 
     engine = upstreams()
     gateway = gateways(engine.place, GATEWAY_KEY_STREAMS="2", GATEWAY_KEY_RATE="5").started()
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(gateway.chat, {"chunks": 20, "gap": 0.1}) for _ in range(2)]
+        running = [pool.submit(gateway.chat, {"chunks": 50, "gap": 0.1}) for _ in range(2)]
         while len(engine.requests) < 2:
             time.sleep(0.02)
         third, other = gateway.chat({}), gateway.chat({}, "bob")
     assert (third.status, third.header("Retry-After"), json.loads(third.body)["error"]["type"]) == (429, "5", "rate_limit_error")
     assert other.status == 200
-    assert [answer.result().body.count("data: ") for answer in running] == [20, 20]
+    assert [answer.result().body.count("data: ") for answer in running] == [50, 50]
     assert gateway.chat({}).status == 200
 
     answers = [gateway.ask("GET /v1/models", KEYS["alice"]) for _ in range(40)]
@@ -384,7 +384,7 @@ def test_load_goes_to_the_least_busy(upstreams: Callable[..., Upstream], gateway
     engines = upstreams(), upstreams()
     gateway = gateways(" ".join(engine.place for engine in engines)).started()
     with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda _: gateway.chat({"chunks": 10, "gap": 0.1}), range(10)))
+        answers = list(pool.map(lambda _: gateway.chat({"chunks": 10, "gap": 0.3}), range(10)))
 
     assert [answer.body.count("data: ") for answer in answers] == [10] * 10
     assert [len(engine.requests) for engine in engines] == [5, 5]
@@ -418,7 +418,7 @@ def test_keys_change_while_streams_run(upstreams: Callable[..., Upstream], gatew
     engine = upstreams()
     gateway = gateways(engine.place).started()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(gateway.chat, {"chunks": 30, "gap": 0.1})
+        running = pool.submit(gateway.chat, {"chunks": 80, "gap": 0.1})
         while not engine.sent:
             time.sleep(0.02)
         gateway.write_keys({"bob": KEYS["bob"], "carol": "carol-key-canary-0123456789"})
@@ -427,7 +427,7 @@ def test_keys_change_while_streams_run(upstreams: Callable[..., Upstream], gatew
         wait_until(lambda: gateway.ask("GET /v1/models", "carol-key-canary-0123456789").status == 200)
         wait_until(lambda: gateway.ask("GET /v1/models", KEYS["alice"]).status == 401)
         assert not running.done()
-        assert running.result().body.count("data: ") == 30
+        assert running.result().body.count("data: ") == 80
 
     gateway.write_keys({"dave": "short"})
     gateway.container.kill("HUP")
